@@ -1,0 +1,439 @@
+"""The engine thread and `step()`; `Stream`, the end of it that the event loop holds.
+
+Two thread crossings per request and no locks. In: a queue. Out: one `call_soon_threadsafe` per step, carrying every
+delta of that step. Whatever is counted or looked up on the loop (open streams, the queue's limit) is written only
+there; whatever concerns tokens and memory only on the engine thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from llm_local.engine.backend import Backend, NoRoom, SideJob
+from llm_local.engine.batch import Batch, Part
+from llm_local.engine.logprobs import prompt_logprobs, token_logprob
+from llm_local.engine.scheduler import Scheduler
+from llm_local.engine.sequence import Sequence
+from llm_local.engine.types import Delta, FinishReason, GenerationRequest
+from llm_local.errors import DeadlineExceeded, DecodeFailed, Draining, EngineDead, LLMLocalError, QueueFull
+
+log = logging.getLogger(__name__)
+
+JOIN_TIMEOUT_S = 30.0
+
+
+class Receiver(Protocol):
+    """Something on the event loop that takes what the engine thread made."""
+
+    def deliver(self, value: object) -> None:
+        """Take one value. Event loop only."""
+        ...
+
+
+class Stream:
+    """Async iterator over the deltas of one request's sequences: each item is a list of what came since the last.
+
+    A reader that falls behind gets fewer, larger deltas: at most one per sequence waits. Event loop only.
+    """
+
+    def __init__(self, engine: Engine, n_sequences: int) -> None:
+        self._engine = engine
+        self._waiting: dict[int, Delta] = {}
+        self._waiter: asyncio.Future[None] | None = None
+        self._open = set(range(n_sequences))
+        self._error: LLMLocalError | None = None
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> list[Delta]:
+        """Return the next deltas.
+
+        Raises:
+            LLMLocalError: one of the sequences failed; the others are cancelled.
+            StopAsyncIteration: all sequences are done.
+        """
+        while not self._waiting:
+            if self._error is not None:
+                self.close()
+                raise self._error
+            if not self._open:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        deltas, self._waiting = list(self._waiting.values()), {}
+        return deltas
+
+    def close(self) -> None:
+        """Let go of the stream: the engine frees what still runs at its next step. Every reader calls it at the end."""
+        self._engine.forget(self, cancel=bool(self._open))
+        self._open = set()
+
+    def deliver(self, value: object) -> None:
+        """Take a delta from the engine."""
+        assert isinstance(value, Delta)
+        if value.last:
+            self._engine.sequence_ended()
+        if value.index not in self._open:
+            return
+        if value.last:
+            self._open.discard(value.index)
+        if value.error is not None:
+            self._error = value.error
+        else:
+            earlier = self._waiting.pop(value.index, None)
+            self._waiting[value.index] = value if earlier is None else _merge(earlier, value)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def fail(self, error: LLMLocalError) -> None:
+        """End all open sequences with an error (the engine is gone, so that nothing else will)."""
+        for index in sorted(self._open):
+            self.deliver(Delta(index, error=error))
+
+
+def _merge(a: Delta, b: Delta) -> Delta:
+    return replace(
+        b,
+        text=a.text + b.text,
+        logprobs=a.logprobs + b.logprobs,
+        prompt_logprobs=a.prompt_logprobs + b.prompt_logprobs,
+        progress=b.progress or a.progress,
+        usage=b.usage or a.usage,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Submit:
+    sequences: list[Sequence]
+
+
+@dataclass(frozen=True, slots=True)
+class _Cancel:
+    stream: Stream
+
+
+class _Stop:
+    pass
+
+
+class _Wake:
+    pass
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Counters of the engine thread since its start; times in seconds."""
+
+    steps: int = 0
+    rows: int = 0
+    sampled_tokens: int = 0
+    step_s: float = 0.0
+    decode_s: float = 0.0
+    sample_s: float = 0.0
+
+
+class Engine:
+    """Runs sequences on a backend.
+
+    Args:
+        backend: what computes; closed by the engine.
+        max_running: most sequences decoded together.
+        queue_max: most sequences that wait beside them; one more is refused.
+        window: most tokens of one sequence, prompt and answer.
+        prefill_chunk: most prompt rows of a batch in which answers are running.
+        answer_reserve: tokens of an answer that are promised at admission.
+        side_job: other work for this thread.
+        on_death: called on the event loop when the engine thread has ended with an error.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        max_running: int,
+        queue_max: int,
+        window: int,
+        prefill_chunk: int,
+        answer_reserve: int,
+        side_job: SideJob | None = None,
+        on_death: Callable[[], None] | None = None,
+    ) -> None:
+        self.window = window
+        self.max_running = max_running
+        self.capacity = max_running + queue_max
+        self.stats = EngineStats()
+        self.unavailable: LLMLocalError | None = None
+        self.n_open = 0
+        self._backend = backend
+        self._scheduler = Scheduler(
+            backend,
+            max_running=max_running,
+            window=window,
+            prefill_chunk=prefill_chunk,
+            answer_reserve=answer_reserve,
+        )
+        self._side_job = side_job
+        self._on_death = on_death
+        self._inbox: queue.SimpleQueue[_Submit | _Cancel | _Stop | _Wake] = queue.SimpleQueue()
+        self._outbox: list[tuple[Receiver, object]] = []
+        self._streams: set[Stream] = set()
+        self._ended_at: deque[float] = deque(maxlen=64)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    # -- event loop ---------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread; deltas will be delivered on the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def submit(self, requests: SequenceOf[GenerationRequest]) -> Stream:
+        """Queue the sequences of one request.
+
+        Raises:
+            QueueFull: too many wait already.
+            EngineDead, Draining: nothing is taken any more.
+        """
+        self.check_available()
+        if self.n_open + len(requests) > self.capacity:
+            raise QueueFull(
+                f"The server is busy: {self.n_open} sequences run or wait, and at most {self.capacity} may. "
+                "Try again later.",
+                retry_after_s=self.retry_after_s(),
+            )
+        stream = Stream(self, len(requests))
+        sequences = [
+            Sequence(request, index, stream, self._backend.new_sampler(request.params, request.prompt))
+            for index, request in enumerate(requests)
+        ]
+        self.n_open += len(sequences)
+        self._streams.add(stream)
+        self._inbox.put(_Submit(sequences))
+        return stream
+
+    def check_available(self) -> None:
+        """Raise what a new request must be answered with, if nothing is taken any more."""
+        if self.unavailable is not None:
+            raise self.unavailable
+
+    def forget(self, stream: Stream, *, cancel: bool) -> None:
+        """Drop a stream; with `cancel`, free its sequences at the next step."""
+        self._streams.discard(stream)
+        if cancel:
+            self._inbox.put(_Cancel(stream))
+
+    def sequence_ended(self) -> None:
+        """Count a sequence out (called by its stream)."""
+        self.n_open -= 1
+        self._ended_at.append(time.monotonic())
+
+    def retry_after_s(self) -> int:
+        """Estimate from the measured rate of finished sequences when the queue will have moved on, 1 to 60 s."""
+        if len(self._ended_at) < 2:
+            return 1
+        elapsed = max(time.monotonic() - self._ended_at[0], 1e-3)
+        per_s = len(self._ended_at) / elapsed
+        waiting = max(self.n_open - self.max_running, 1)
+        return min(max(math.ceil(waiting / per_s), 1), 60)
+
+    def wake(self) -> None:
+        """Let an idle engine thread look at its side job."""
+        self._inbox.put(_Wake())
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; what runs goes on."""
+        if self.unavailable is None:
+            self.unavailable = Draining("The server is shutting down.", retry_after_s=5)
+
+    async def stop(self) -> None:
+        """End the thread, fail what is left and free native memory. Harmless when it has ended."""
+        self.drain()
+        self._inbox.put(_Stop())
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join, JOIN_TIMEOUT_S)
+        if self._thread.is_alive():
+            log.error("the engine thread did not end within %.0f s; its memory is left to the system", JOIN_TIMEOUT_S)
+        self._fail_streams()
+
+    def _fail_streams(self) -> None:
+        assert self.unavailable is not None
+        for stream in list(self._streams):
+            stream.fail(self.unavailable)
+        self._streams.clear()
+
+    def _deliver(self, outbox: list[tuple[Receiver, object]]) -> None:
+        for receiver, value in outbox:
+            receiver.deliver(value)
+
+    def _died(self) -> None:
+        self._fail_streams()
+        if self._on_death is not None:
+            self._on_death()
+
+    # -- engine thread ------------------------------------------------------------------------------------------
+
+    def post(self, receiver: Receiver, value: object) -> None:
+        """Send a value to the loop at the end of this step."""
+        self._outbox.append((receiver, value))
+
+    def _run(self) -> None:
+        try:
+            while self.step():
+                pass
+        except BaseException as error:
+            log.critical("the engine thread died", exc_info=error)
+            self.unavailable = EngineDead("The engine stopped after an internal error; the server is restarting.")
+            self._on_loop(self._died)
+        finally:
+            self._close()
+
+    def step(self) -> bool:
+        """Take in what came, compute one batch, sample, deliver. False when told to stop."""
+        if not self._drain_inbox():
+            return False
+        began = time.perf_counter()
+        self._expire()
+        batch = self._scheduler.schedule()
+        if batch:
+            self._decode(batch)
+            self.stats.steps += 1
+            self.stats.rows += batch.n_rows
+        if self._side_job is not None and self._side_job.pending:
+            self._side_job.step()
+        self._flush()
+        self.stats.step_s += time.perf_counter() - began
+        return True
+
+    def _drain_inbox(self) -> bool:
+        idle = not (self._scheduler.running or self._scheduler.waiting or (self._side_job and self._side_job.pending))
+        block = idle
+        while True:
+            try:
+                message = self._inbox.get(block=block)
+            except queue.Empty:
+                return True
+            block = False
+            match message:
+                case _Submit(sequences):
+                    for sequence in sequences:
+                        self._scheduler.add(sequence)
+                case _Cancel(stream):
+                    self._cancel(stream)
+                case _Stop():
+                    return False
+
+    def _cancel(self, stream: Stream) -> None:
+        gone = LLMLocalError("The client left.")
+        for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
+            if sequence.stream is stream:
+                self._end(sequence, sequence.failed(gone))
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
+            deadline = sequence.request.deadline
+            if deadline is not None and now >= deadline:
+                self._end(sequence, sequence.failed(DeadlineExceeded("The request's deadline passed.")))
+
+    def _decode(self, batch: Batch) -> None:
+        began = time.perf_counter()
+        try:
+            self._backend.decode(batch)
+        except NoRoom:
+            self._no_room()
+            return
+        except DecodeFailed as error:
+            self._fail_batch(batch, error)
+            return
+        finally:
+            self.stats.decode_s += time.perf_counter() - began
+        self._scheduler.computed(batch)
+        for part in batch.parts:
+            self._advance(part)
+
+    def _no_room(self) -> None:
+        """The native cache is fuller than the accounting says: make way, and fail the last one standing."""
+        if len(self._scheduler.running) > 1:
+            self._scheduler.preempt_youngest()
+            return
+        for sequence in list(self._scheduler.running):
+            self._end(sequence, sequence.failed(DecodeFailed("The KV cache has no room for this request.")))
+
+    def _fail_batch(self, batch: Batch, error: DecodeFailed) -> None:
+        log.error("a batch of %d rows failed: %s", batch.n_rows, error)
+        for part in batch.parts:
+            self._scheduler.forget(part.sequence)
+            self._end(part.sequence, part.sequence.failed(error))
+
+    def _advance(self, part: Part) -> None:
+        """Sample the sequence's next token if the batch brought it up to date."""
+        sequence = part.sequence
+        if sequence.wants_prompt_logits:
+            prompt_logprobs(sequence, part, self._backend)
+        if sequence.pending:
+            if sequence.request.report_progress:
+                self.post(sequence.stream, sequence.progress())
+            return
+        text = ""
+        if sequence.request.max_tokens == 0:
+            sequence.finish = FinishReason.LENGTH
+        else:
+            text = self._sample(sequence, part.last_row)
+        delta = sequence.delta(text)
+        if sequence.done:
+            assert delta is not None
+            self._end(sequence, delta)
+        elif delta is not None:
+            self.post(sequence.stream, delta)
+
+    def _sample(self, sequence: Sequence, row: int) -> str:
+        began = time.perf_counter()
+        token = sequence.sampler.sample(row)
+        self.stats.sample_s += time.perf_counter() - began
+        self.stats.sampled_tokens += 1
+        n_top = sequence.request.params.logprobs
+        logprob = None if n_top is None else token_logprob(self._backend, row, token, n_top)
+        backend = self._backend
+        return sequence.append(token, backend.piece(token), is_end=backend.is_end(token), logprob=logprob)
+
+    def _end(self, sequence: Sequence, delta: Delta) -> None:
+        self._scheduler.remove(sequence)
+        sequence.sampler.close()
+        self.post(sequence.stream, delta)
+
+    def _flush(self) -> None:
+        if self._outbox:
+            outbox, self._outbox = self._outbox, []
+            self._on_loop(self._deliver, outbox)
+
+    def _on_loop(self, call: Callable[..., None], *args: object) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(call, *args)
+        except RuntimeError:
+            # The loop is closed: nobody is left to hear it.
+            self._inbox.put(_Stop())
+
+    def _close(self) -> None:
+        for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
+            sequence.sampler.close()
+        while not self._inbox.empty():
+            message = self._inbox.get()
+            if isinstance(message, _Submit):
+                for sequence in message.sequences:
+                    sequence.sampler.close()
+        if self._side_job is not None:
+            self._side_job.close(self.unavailable or Draining("The server is shutting down."))
+        self._flush()
+        self._backend.close()

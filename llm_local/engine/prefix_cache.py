@@ -1,0 +1,180 @@
+"""Which tokens are resident in which slot, and what that costs in KV cells. Engine thread; written by the scheduler.
+
+The native cache holds one buffer of cells. A cell belongs to every slot that shares it, so the accounting mirrors
+it cell by cell: `refs[cell]` counts its owners, and a cell without owner is free.
+
+    slot 0 (busy)   [ system prompt | user A ... | answer ->        reserved |
+    slot 1 (busy)   [      ''       | user B ...      (shares the cells of slot 0's system prompt)
+    slot 2 (idle)   [      ''       | user C ... | answer C ]       evicted when cells are short, oldest first
+
+Invariant: cells owned by busy slots + cells promised to them <= all cells. So a running sequence never finds the
+cache full within what it reserved.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Tokens = npt.NDArray[np.int32]
+
+
+class Memory(Protocol):
+    """What the cache needs of the backend."""
+
+    def trim(self, slot: int, length: int) -> None:
+        """Forget what the slot holds from `length` on."""
+        ...
+
+    def share(self, source: int, target: int, length: int) -> None:
+        """Let `target` own the first `length` cells of `source`, too."""
+        ...
+
+
+class Slot:
+    """One native sequence: `tokens[:length]` are resident in `cells[:length]`."""
+
+    def __init__(self, number: int, window: int) -> None:
+        self.id = number
+        self.tokens: Tokens = np.zeros(window, np.int32)
+        self.cells: Tokens = np.zeros(window, np.int32)
+        self.length = 0
+        self.reserved = 0
+        self.busy = False
+        self.used_at = 0
+
+
+class PrefixCache:
+    """Slots, the cells they own, and the rules for reuse, sharing and eviction.
+
+    Args:
+        memory: the native side that is kept in step.
+        n_slots: how many sequences can be resident.
+        n_cells: KV cells in all.
+        window: most tokens of one sequence.
+    """
+
+    def __init__(self, memory: Memory, n_slots: int, n_cells: int, window: int) -> None:
+        self._memory = memory
+        self.slots = [Slot(number, window) for number in range(n_slots)]
+        self.n_cells = n_cells
+        self._refs = np.zeros(n_cells, np.int32)
+        self._free: Tokens = np.arange(n_cells, dtype=np.int32)
+        self.n_free = n_cells
+        self._clock = 0
+
+    def match(self, tokens: Tokens) -> tuple[Slot | None, int]:
+        """Return the slot with the longest common prefix, and its length; idle slots win ties."""
+        best: Slot | None = None
+        length = 0
+        for slot in self.slots:
+            common = common_prefix(slot.tokens[: slot.length], tokens)
+            if common > length or (common == length > 0 and best is not None and best.busy and not slot.busy):
+                best, length = slot, common
+        return best, length
+
+    def acquire(self, tokens: Tokens, shareable: int, reserve: int) -> tuple[Slot, int] | None:
+        """Take an idle slot for a sequence and fill it with the longest prefix that is resident anywhere.
+
+        Args:
+            tokens: all tokens of the sequence so far.
+            shareable: most tokens that may come from the cache.
+            reserve: positions that the sequence is promised, `len(tokens)` included.
+
+        Returns:
+            The slot and the number of tokens that need not be computed; None when the promise cannot be made now.
+        """
+        source, common = self.match(tokens[:shareable])
+        if self._committed(source, common) + reserve - common > self.n_cells:
+            return None
+        target = self._target(source, common)
+        if target is not source:
+            self.trim(target, 0)
+            if source is not None:
+                self._share(source, target, common)
+        self.trim(target, common)
+        target.busy, target.reserved = True, reserve
+        return target, common
+
+    def grow(self, slot: Slot, reserve: int) -> bool:
+        """Promise the slot more positions; False when that needs cells that others were promised."""
+        if self._committed(None, 0) + reserve - slot.reserved > self.n_cells:
+            return False
+        slot.reserved = reserve
+        return True
+
+    def extend(self, slot: Slot, tokens: Tokens) -> None:
+        """Record that the slot's next tokens were computed (they were within its reserve)."""
+        n, start = len(tokens), slot.length
+        cells = self._free[self.n_free - n : self.n_free]
+        self.n_free -= n
+        self._refs[cells] = 1
+        slot.cells[start : start + n] = cells
+        slot.tokens[start : start + n] = tokens
+        slot.length += n
+
+    def make_room(self, n: int) -> None:
+        """Evict idle slots, least recently used first, until `n` cells are free."""
+        while self.n_free < n:
+            idle = [slot for slot in self.slots if not slot.busy and slot.length]
+            if not idle:
+                raise RuntimeError(f"the KV accounting is wrong: {n} cells promised, {self.n_free} free, none idle")
+            self.trim(min(idle, key=lambda slot: slot.used_at), 0)
+
+    def release(self, slot: Slot) -> None:
+        """Let the slot go; what it holds stays resident until the cells are needed."""
+        self._clock += 1
+        slot.busy, slot.reserved, slot.used_at = False, 0, self._clock
+
+    def trim(self, slot: Slot, length: int) -> None:
+        """Forget what the slot holds from `length` on."""
+        if length >= slot.length:
+            return
+        cells = slot.cells[length : slot.length]
+        self._refs[cells] -= 1
+        freed = cells[self._refs[cells] == 0]
+        self._free[self.n_free : self.n_free + len(freed)] = freed
+        self.n_free += len(freed)
+        slot.length = length
+        self._memory.trim(slot.id, length)
+
+    def _share(self, source: Slot, target: Slot, length: int) -> None:
+        target.tokens[:length] = source.tokens[:length]
+        target.cells[:length] = source.cells[:length]
+        target.length = length
+        self._refs[source.cells[:length]] += 1
+        self._memory.share(source.id, target.id, length)
+
+    def _target(self, source: Slot | None, common: int) -> Slot:
+        """Choose the slot to write to: an idle one that is continued whole, else the least recently used.
+
+        Sharing into another slot costs nothing and keeps the rest of the source for whoever comes back to it.
+        """
+        if source is not None and not source.busy and source.length == common:
+            return source
+        idle = (slot for slot in self.slots if not slot.busy)
+        return min(idle, key=lambda slot: (slot.length > 0, slot.used_at))
+
+    def _committed(self, source: Slot | None, common: int) -> int:
+        """Cells that cannot be had: owned by busy slots (or by the prefix to share) or promised to them."""
+        owned = np.zeros(self.n_cells, bool)
+        promised = 0
+        for slot in self.slots:
+            if slot.busy:
+                owned[slot.cells[: slot.length]] = True
+                promised += slot.reserved - slot.length
+        if source is not None:
+            owned[source.cells[:common]] = True
+        return int(owned.sum()) + promised
+
+
+def common_prefix(a: Tokens, b: Tokens) -> int:
+    """Return how many leading tokens are the same."""
+    n = min(len(a), len(b))
+    if n == 0 or a[0] != b[0]:
+        return 0
+    different = a[:n] != b[:n]
+    first = int(different.argmax())
+    return first if different[first] else n

@@ -1,0 +1,176 @@
+"""Decides which tokens are computed next. Engine thread.
+
+There is no prefill phase and no decode phase: each sequence's `computed` catches up with its `length`. A batch has
+one row for every sequence that is only one token behind, and the rest of its room goes to prompts, oldest first.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+
+from llm_local.engine.backend import Backend
+from llm_local.engine.batch import Batch
+from llm_local.engine.prefix_cache import PrefixCache, common_prefix
+from llm_local.engine.sequence import NO_SLOT, Sequence
+
+WAIT_FOR_PREFIX = 32
+"""Waiting for another sequence to compute a common prefix must save this many tokens, or half of the rest."""
+
+
+class Scheduler:
+    """Sequences that wait and that run, both oldest (and most urgent) first.
+
+    Args:
+        backend: whose limits are kept.
+        max_running: most sequences decoded together.
+        window: most tokens of one sequence.
+        prefill_chunk: most prompt rows of a batch in which running answers have rows.
+        answer_reserve: tokens of an answer that are promised at admission.
+    """
+
+    def __init__(
+        self, backend: Backend, *, max_running: int, window: int, prefill_chunk: int, answer_reserve: int
+    ) -> None:
+        self.cache = PrefixCache(backend, backend.n_slots, backend.n_ctx, window)
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.n_preempted = 0
+        self._batch = Batch(backend.n_batch)
+        self._max_running = max_running
+        self._prefill_chunk = prefill_chunk
+        self._answer_reserve = answer_reserve
+        self._can_share = backend.can_share
+        # Every running sequence may end its prompt in the same batch, and then has one output each.
+        self._prompt_outputs = backend.n_outputs - max_running
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence behind those that are as urgent."""
+        insort(self.waiting, sequence, key=_order)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence that is done or given up; what it computed stays resident."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+            self._release(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+
+    def schedule(self) -> Batch:
+        """Return the next batch: empty only when nothing runs."""
+        self._batch.clear()
+        self._admit()
+        self._add_decodes()
+        self._add_prompts()
+        if self.running and not self._batch:
+            raise RuntimeError("sequences run, but none of them can be computed")
+        self.cache.make_room(self._batch.n_rows)
+        return self._batch
+
+    def computed(self, batch: Batch) -> None:
+        """Record that all rows of the batch are in the KV cache."""
+        for part in batch.parts:
+            sequence = part.sequence
+            done = sequence.computed + part.n_rows
+            self.cache.extend(self.cache.slots[sequence.slot], sequence.tokens[sequence.computed : done])
+            sequence.computed = done
+
+    def preempt_youngest(self) -> Sequence:
+        """Put the last running sequence back in line with all that it has; only its KV may be computed again."""
+        victim = self.running.pop()
+        self._release(victim)
+        victim.computed = 0
+        self.add(victim)
+        self.n_preempted += 1
+        return victim
+
+    def forget(self, sequence: Sequence) -> None:
+        """Drop what the sequence has in the KV cache, which is not known to be right any more."""
+        self.cache.trim(self.cache.slots[sequence.slot], 0)
+
+    def _release(self, sequence: Sequence) -> None:
+        slot = self.cache.slots[sequence.slot]
+        if not self._can_share:
+            self.cache.trim(slot, 0)
+        self.cache.release(slot)
+        sequence.slot = NO_SLOT
+
+    def _admit(self) -> None:
+        at = 0
+        while at < len(self.waiting) and len(self.running) < self._max_running:
+            sequence = self.waiting[at]
+            if self._waits_for_prefix(sequence):
+                at += 1
+                continue
+            if not self._start(sequence):
+                break
+            del self.waiting[at]
+
+    def _start(self, sequence: Sequence) -> bool:
+        reserve = min(sequence.length + self._answer_reserve, len(sequence.tokens))
+        shareable = sequence.shareable if self._can_share else 0
+        acquired = self.cache.acquire(sequence.tokens[: sequence.length], shareable, reserve)
+        if acquired is None:
+            return False
+        slot, common = acquired
+        sequence.slot, sequence.held_by = slot.id, None
+        sequence.started(common)
+        insort(self.running, sequence, key=_order)
+        return True
+
+    def _waits_for_prefix(self, sequence: Sequence) -> bool:
+        """Whether a running sequence is about to compute a prefix that is worth waiting for."""
+        if sequence.held_by is not None:
+            other, common = sequence.held_by
+            if other.slot != NO_SLOT and other.computed < common:
+                return True
+            sequence.held_by = None
+        if not self._can_share or sequence.shareable == 0:
+            return False
+        sequence.held_by = self._upcoming_prefix(sequence)
+        return sequence.held_by is not None
+
+    def _upcoming_prefix(self, sequence: Sequence) -> tuple[Sequence, int] | None:
+        wanted = sequence.tokens[: sequence.shareable]
+        candidates = [(common_prefix(other.tokens[: other.length], wanted), other) for other in self.running]
+        candidates = [(common, other) for common, other in candidates if other.computed < common]
+        if not candidates:
+            return None
+        common, other = max(candidates, key=lambda candidate: candidate[0])
+        have = self.cache.match(wanted)[1]
+        saved = common - have
+        if saved >= WAIT_FOR_PREFIX or 2 * saved >= sequence.length - have > 1:
+            return other, common
+        return None
+
+    def _add_decodes(self) -> None:
+        for sequence in list(self.running):
+            if sequence.pending == 1 and sequence.slot != NO_SLOT and self._has_cells(sequence):
+                self._batch.add(sequence, 1)
+
+    def _has_cells(self, sequence: Sequence) -> bool:
+        """Grow the sequence's reserve when it is used up, at the cost of the youngest; False if that is itself."""
+        slot = self.cache.slots[sequence.slot]
+        if sequence.length <= slot.reserved:
+            return True
+        reserve = min(sequence.length + self._answer_reserve, len(sequence.tokens))
+        while not self.cache.grow(slot, reserve):
+            if self.preempt_youngest() is sequence:
+                return False
+        return True
+
+    def _add_prompts(self) -> None:
+        batch = self._batch
+        room = min(batch.room, self._prefill_chunk) if batch else batch.room
+        outputs = self._prompt_outputs
+        for sequence in self.running:
+            n = min(sequence.pending, room)
+            if sequence.wants_prompt_logits:
+                n = min(n, outputs)
+            if sequence.pending > 1 and n > 0:
+                batch.add(sequence, n)
+                room -= n
+                outputs -= n if sequence.wants_prompt_logits else 0
+
+
+def _order(sequence: Sequence) -> tuple[int, float, int]:
+    return sequence.request.priority, sequence.submitted_at, sequence.index

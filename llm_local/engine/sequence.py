@@ -1,0 +1,137 @@
+"""One answer in the making: its tokens, how many of them are computed, its sampler and its text. Engine thread.
+
+0            computed             length
+|-- in KV -----|---- pending -------|          decode is just pending == 1
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llm_local.engine.text import LogprobQueue, TextStream
+from llm_local.engine.types import Delta, FinishReason, GenerationRequest, Progress, Token, TokenLogprob, Usage
+from llm_local.errors import LLMLocalError
+
+if TYPE_CHECKING:
+    from llm_local.engine.backend import Sampler
+    from llm_local.engine.engine import Stream
+
+NO_SLOT = -1
+
+
+class Sequence:
+    """A request on its way through the engine. Handed over by `submit`; the loop never touches it again.
+
+    Attributes:
+        tokens: int32 array [n_prompt + max_tokens]; the first `length` count.
+        computed: how many of them have their KV in `slot`.
+        held_by: the running sequence that is computing a prefix this one will share, and its length.
+    """
+
+    def __init__(self, request: GenerationRequest, index: int, stream: Stream, sampler: Sampler) -> None:
+        self.request = request
+        self.index = index
+        self.stream = stream
+        self.sampler = sampler
+        self.n_prompt = len(request.prompt)
+        self.tokens = np.empty(self.n_prompt + request.max_tokens, np.int32)
+        self.tokens[: self.n_prompt] = request.prompt
+        self.length = self.n_prompt
+        self.computed = 0
+        self.cached = 0
+        self.slot = NO_SLOT
+        self.held_by: tuple[Sequence, int] | None = None
+        self.finish: FinishReason | None = None
+        self.text = TextStream(request.stop)
+        self.logprobs = LogprobQueue() if request.params.logprobs is not None else None
+        self.prompt_logprobs: dict[int, TokenLogprob] = {}
+        self.submitted_at = time.monotonic()
+        self.started_at: float | None = None
+        self.first_token_at: float | None = None
+
+    @property
+    def pending(self) -> int:
+        """Tokens that wait to be computed."""
+        return self.length - self.computed
+
+    @property
+    def n_generated(self) -> int:
+        """Tokens sampled so far."""
+        return self.length - self.n_prompt
+
+    @property
+    def wants_prompt_logits(self) -> bool:
+        """Whether the rows being computed now need logits although nothing is sampled from them."""
+        return self.request.prompt_logprobs and self.first_token_at is None
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer is complete."""
+        return self.finish is not None
+
+    def started(self, cached: int) -> None:
+        """Note that the sequence got a slot in which `cached` of its tokens were there already."""
+        self.computed = cached
+        if self.started_at is None:
+            self.started_at = time.monotonic()
+            self.cached = cached
+
+    def append(self, token: Token, piece: bytes, *, is_end: bool, logprob: TokenLogprob | None) -> str:
+        """Take a sampled token in; return the text it released. Sets `finish` when it was the last."""
+        if self.first_token_at is None:
+            self.first_token_at = time.monotonic()
+        self.tokens[self.length] = token
+        self.length += 1
+        text = "" if is_end else self.text.push(piece)
+        if self.logprobs is not None and logprob is not None and not is_end:
+            self.logprobs.push(logprob)
+        if is_end or self.text.stopped_by is not None:
+            self.finish = FinishReason.STOP
+        elif self.n_generated >= self.request.max_tokens:
+            self.finish = FinishReason.LENGTH
+        return text
+
+    def delta(self, text: str = "") -> Delta | None:
+        """Return what is new since the last delta, or None when nothing is."""
+        if self.done:
+            text += self.text.flush()
+        logprobs = self.logprobs.release(self.text.n_released, last=self.done) if self.logprobs is not None else ()
+        if not (text or logprobs or self.done):
+            return None
+        prompt_logprobs = tuple(self.prompt_logprobs[at] for at in sorted(self.prompt_logprobs))
+        self.prompt_logprobs.clear()
+        return Delta(self.index, text, logprobs, self.finish, self.usage(), None, prompt_logprobs)
+
+    @property
+    def shareable(self) -> int:
+        """How many leading tokens may come from the cache; the last one is always computed, for its logits."""
+        if self.wants_prompt_logits or not self.request.cache_prompt:
+            return 0
+        return self.length - 1
+
+    def failed(self, error: LLMLocalError) -> Delta:
+        """Return the last delta of a sequence that ends with an error."""
+        return Delta(self.index, error=error)
+
+    def progress(self) -> Delta:
+        """Return a delta that tells how far the prompt is."""
+        elapsed = time.monotonic() - (self.started_at or self.submitted_at)
+        done = min(self.computed, self.n_prompt)
+        return Delta(self.index, progress=Progress(self.n_prompt, self.cached, done, elapsed * 1e3))
+
+    def usage(self) -> Usage:
+        """Return the costs so far."""
+        now = time.monotonic()
+        started = self.started_at or now
+        first = self.first_token_at or now
+        return Usage(
+            prompt_tokens=self.n_prompt,
+            cached_tokens=self.cached,
+            completion_tokens=self.n_generated,
+            queue_ms=(started - self.submitted_at) * 1e3,
+            prompt_ms=(first - started) * 1e3,
+            generation_ms=(now - first) * 1e3,
+        )

@@ -1,0 +1,175 @@
+"""The generation context: one unified KV buffer for all sequences, decoded in batches. Engine thread."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from llm_local.engine.backend import Logits, NoRoom
+from llm_local.engine.batch import Batch
+from llm_local.engine.types import SamplingParams, Token
+from llm_local.errors import DecodeFailed, StartupError
+from llm_local.llama.logs import native_log
+from llm_local.llama.model import LlamaModel
+from llm_local.llama.sampler import LlamaSampler
+
+MAX_SLOTS = 256
+"""LLAMA_MAX_SEQ of llama.cpp: most sequences of one context."""
+
+PROMPT_OUTPUTS = 32
+"""Rows with logits that a batch may have beside one per running sequence (log probabilities of a prompt)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContextParams:
+    """Sizes of the generation context.
+
+    Attributes:
+        n_ctx: KV cells for all sequences.
+        n_batch: rows of one decode.
+        n_ubatch: rows of one pass over the weights.
+        n_running: most sequences decoded together.
+        n_slots: most sequences resident, `n_running` included.
+        n_threads: CPU threads.
+    """
+
+    n_ctx: int
+    n_batch: int
+    n_ubatch: int
+    n_running: int
+    n_slots: int
+    n_threads: int
+
+
+class NativeBatch:
+    """A `llama_batch` whose arrays are numpy's, so that filling it is four copies. Each row is in one sequence."""
+
+    def __init__(self, n_max: int) -> None:
+        self.tokens = np.zeros(n_max, np.int32)
+        self.positions = np.zeros(n_max, np.int32)
+        self.slots = np.zeros(n_max, np.int32)
+        self.outputs = np.zeros(n_max, np.int8)
+        self._n_slots = np.ones(n_max, np.int32)
+        row_bytes = self.slots.itemsize
+        self._slot_pointers = self.slots.ctypes.data + row_bytes * np.arange(n_max, dtype=np.uintp)
+        self.native = llama_cpp.llama_batch(
+            n_tokens=0,
+            token=_pointer(self.tokens, llama_cpp.llama_token),
+            embd=None,
+            pos=_pointer(self.positions, llama_cpp.llama_pos),
+            n_seq_id=_pointer(self._n_slots, ctypes.c_int32),
+            seq_id=_pointer(self._slot_pointers, ctypes.POINTER(llama_cpp.llama_seq_id)),
+            logits=_pointer(self.outputs, ctypes.c_int8),
+        )
+
+
+def _pointer(array: npt.NDArray[Any], kind: Any) -> Any:
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
+
+
+def new_context(model: LlamaModel, params: Any, what: str) -> Any:
+    """Create a native context.
+
+    Raises:
+        StartupError: llama.cpp could not, mostly for want of memory.
+    """
+    native_log.errors.clear()
+    context = llama_cpp.llama_init_from_model(model.model, params)
+    if not context:
+        raise StartupError(
+            f"cannot create the {what} context with {params.n_ctx} cells: {native_log.why('out of memory?')}. "
+            "Lower LLM_CTX."
+        )
+    return context
+
+
+class LlamaBackend:
+    """`engine.Backend` on llama.cpp; see there for the methods.
+
+    Raises:
+        StartupError: there is no memory for the context.
+    """
+
+    def __init__(self, model: LlamaModel, params: ContextParams) -> None:
+        native = llama_cpp.llama_context_default_params()
+        native.n_ctx = params.n_ctx
+        native.n_batch = params.n_batch
+        native.n_ubatch = min(params.n_ubatch, params.n_batch)
+        native.n_seq_max = params.n_slots
+        native.n_outputs_max = max(params.n_running, params.n_slots) + PROMPT_OUTPUTS
+        native.n_threads = native.n_threads_batch = params.n_threads
+        native.kv_unified = True
+        native.swa_full = True
+        native.no_perf = True
+        self._model = model
+        self._context = new_context(model, native, "generation")
+        self._memory = llama_cpp.llama_get_memory(self._context)
+        self._batch = NativeBatch(params.n_batch)
+        self.n_ctx = int(llama_cpp.llama_n_ctx(self._context))
+        self.n_batch = params.n_batch
+        self.n_slots = params.n_slots
+        self.n_outputs = native.n_outputs_max
+        self.can_share = not model.is_recurrent
+        self._end_tokens = model.end_tokens
+
+    def decode(self, batch: Batch) -> None:
+        """Compute the batch; see `Backend.decode`."""
+        rows, own = batch.n_rows, self._batch
+        own.native.n_tokens = rows
+        own.tokens[:rows] = batch.tokens[:rows]
+        own.positions[:rows] = batch.positions[:rows]
+        own.slots[:rows] = batch.slots[:rows]
+        own.outputs[:rows] = batch.outputs[:rows]
+        code = llama_cpp.llama_decode(self._context, own.native)
+        if code == 1:
+            raise NoRoom("llama_decode found no place in the KV cache")
+        if code != 0:
+            raise DecodeFailed(f"The model could not compute this batch (llama_decode returned {code}).")
+
+    def logits(self, row: int) -> Logits:
+        """Return the logits of a row; see `Backend.logits`."""
+        pointer = llama_cpp.llama_get_logits_ith(self._context, row)
+        if not pointer:
+            raise RuntimeError(f"row {row} of the last batch has no logits")
+        return np.ctypeslib.as_array(pointer, (self._model.n_vocab,))
+
+    def trim(self, slot: int, length: int) -> None:
+        """Forget the end of a slot; see `Backend.trim`."""
+        if not llama_cpp.llama_memory_seq_rm(self._memory, slot, length, -1):
+            raise RuntimeError(f"llama.cpp could not trim slot {slot} to {length} tokens")
+
+    def share(self, source: int, target: int, length: int) -> None:
+        """Share a prefix; see `Backend.share`."""
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
+
+    def new_sampler(self, params: SamplingParams, prompt: tuple[Token, ...]) -> LlamaSampler:
+        """Build a sampler chain over this context's logits."""
+        return LlamaSampler(self._model, self._context, params, prompt, self.n_ctx)
+
+    def piece(self, token: Token) -> bytes:
+        """Return the bytes of a token in an answer."""
+        return self._model.piece(token)
+
+    def is_end(self, token: Token) -> bool:
+        """Tell whether the token ends an answer."""
+        return token in self._end_tokens
+
+    def warm_up(self) -> None:
+        """Compute one token and forget it, so that weights are in memory before the first request."""
+        batch = self._batch
+        batch.native.n_tokens = 1
+        batch.tokens[0] = batch.positions[0] = batch.slots[0] = 0
+        batch.outputs[0] = 1
+        llama_cpp.llama_decode(self._context, batch.native)
+        llama_cpp.llama_memory_clear(self._memory, True)
+
+    def close(self) -> None:
+        """Free the context. The model is freed by its owner."""
+        if self._context is not None:
+            llama_cpp.llama_free(self._context)
+            self._context = None

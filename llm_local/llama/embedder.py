@@ -1,0 +1,304 @@
+"""Embeddings from a second context, computed by the engine thread in bounded pieces between its steps.
+
+A causal model is read in chunks, and its token vectors are pooled here, so that a long input stalls nobody. A model
+that looks both ways (BERT, nomic) needs a whole input in one pass; there llama.cpp pools.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from llm_local.engine.types import Token
+from llm_local.errors import DecodeFailed, LLMLocalError
+from llm_local.llama.backend import NativeBatch, new_context
+from llm_local.llama.model import LlamaModel
+
+Vector = npt.NDArray[np.float32]
+
+CHUNK_ROWS = 64
+"""Rows of a causal model per step. llama.cpp computes logits for each of them, too: 64 x 152k floats are 39 MB."""
+
+ENCODER_ROWS = 512
+"""Rows of a two-way model per step, unless a single input is longer."""
+
+N_SLOTS = 16
+"""Inputs in one batch."""
+
+
+class Pooling(StrEnum):
+    """How token vectors become one vector."""
+
+    MEAN = "mean"
+    CLS = "cls"
+    LAST = "last"
+
+
+NATIVE_POOLING = {
+    Pooling.MEAN: llama_cpp.LLAMA_POOLING_TYPE_MEAN,
+    Pooling.CLS: llama_cpp.LLAMA_POOLING_TYPE_CLS,
+    Pooling.LAST: llama_cpp.LLAMA_POOLING_TYPE_LAST,
+}
+
+
+class EmbeddingJob:
+    """The inputs of one request, and the future of their vectors. Created on the event loop."""
+
+    def __init__(self, inputs: SequenceOf[SequenceOf[Token]]) -> None:
+        self.result: asyncio.Future[list[Vector]] = asyncio.get_running_loop().create_future()
+        self.inputs = [_Input(self, list(tokens)) for tokens in inputs]
+        self.n_open = len(self.inputs)
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits for it any more (read by the engine thread)."""
+        return self.result.cancelled()
+
+    def deliver(self, value: object) -> None:
+        """Take the vectors, or the error, from the engine thread."""
+        if self.result.done():
+            return
+        if isinstance(value, LLMLocalError):
+            self.result.set_exception(value)
+        else:
+            assert isinstance(value, list)
+            self.result.set_result(value)
+
+
+@dataclass(slots=True, eq=False)
+class _Input:
+    job: EmbeddingJob
+    tokens: list[Token]
+    computed: int = 0
+    slot: int = -1
+    sum: npt.NDArray[np.float64] | None = None
+    vector: Vector | None = field(default=None)
+
+
+@dataclass(slots=True)
+class _Part:
+    input: _Input
+    first: int
+    n_rows: int
+
+
+class Embedder:
+    """`engine.SideJob` that embeds token lists.
+
+    Args:
+        model: the weights, shared with the generation context or of their own.
+        window: most tokens of one input.
+        n_threads: CPU threads.
+        pooling: None takes what the GGUF says, else the mean.
+        owns_model: close the model at the end.
+
+    Raises:
+        StartupError: there is no memory for the context.
+    """
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        *,
+        window: int,
+        n_threads: int,
+        pooling: Pooling | None = None,
+        owns_model: bool = False,
+    ) -> None:
+        self.model = model
+        self.window = window
+        self.pooling = pooling or _gguf_pooling(model)
+        self._owns_model = owns_model
+        self._chunked = model.is_causal
+        self._n_rows = min(CHUNK_ROWS, window) if self._chunked else max(ENCODER_ROWS, window)
+        self._context = new_context(model, self._params(n_threads), "embedding")
+        self._memory = llama_cpp.llama_get_memory(self._context) if self._chunked else None
+        self._batch = NativeBatch(self._n_rows)
+        self._inbox: queue.SimpleQueue[_Input] = queue.SimpleQueue()
+        self._waiting: deque[_Input] = deque()
+        self._active: list[_Input] = []
+        self._free_slots = list(range(N_SLOTS))
+        self._n_cells = window
+        self._wake: Callable[[], None] = lambda: None
+        self._post: Callable[[EmbeddingJob, object], None] = lambda job, value: None
+        self.dead: LLMLocalError | None = None
+
+    @property
+    def n_embd(self) -> int:
+        """Length of a vector."""
+        return self.model.n_embd
+
+    def connect(self, wake: Callable[[], None], post: Callable[[EmbeddingJob, object], None]) -> None:
+        """Say how to wake the engine thread, and how it sends a value to the event loop."""
+        self._wake, self._post = wake, post
+
+    async def embed(self, inputs: SequenceOf[SequenceOf[Token]]) -> list[Vector]:
+        """Return one L2-normalised float32 vector [n_embd] for each token list (1 to `window` tokens). Event loop.
+
+        Raises:
+            DecodeFailed: llama.cpp could not compute a batch.
+            EngineDead, Draining: the engine has ended.
+        """
+        job = EmbeddingJob(inputs)
+        for item in job.inputs:
+            self._inbox.put(item)
+        self._wake()
+        return await job.result
+
+    # -- engine thread ------------------------------------------------------------------------------------------
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is something to do."""
+        return bool(self._active or self._waiting or not self._inbox.empty())
+
+    def step(self) -> None:
+        """Compute one batch."""
+        while not self._inbox.empty():
+            self._waiting.append(self._inbox.get())
+        self._drop_abandoned()
+        self._admit()
+        parts = self._fill()
+        if not parts:
+            return
+        code = llama_cpp.llama_decode(self._context, self._batch.native)
+        if code != 0:
+            self._fail(parts, DecodeFailed(f"The model could not embed this batch (llama_decode returned {code})."))
+            return
+        for part in parts:
+            self._collect(part)
+
+    def close(self, error: LLMLocalError) -> None:
+        """Fail what is left and free the context."""
+        self.dead = error
+        while not self._inbox.empty():
+            self._waiting.append(self._inbox.get())
+        for job in {item.job for item in [*self._active, *self._waiting]}:
+            self._post(job, error)
+        self._active.clear()
+        self._waiting.clear()
+        if self._context is not None:
+            llama_cpp.llama_free(self._context)
+            self._context = None
+            if self._owns_model:
+                self.model.close()
+
+    def _params(self, n_threads: int) -> Any:
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = self.window if self._chunked else self._n_rows
+        params.n_batch = params.n_ubatch = self._n_rows
+        params.n_seq_max = N_SLOTS
+        params.n_outputs_max = max(self._n_rows, N_SLOTS)
+        params.n_threads = params.n_threads_batch = n_threads
+        params.embeddings = True
+        params.kv_unified = True
+        params.no_perf = True
+        params.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_NONE if self._chunked else NATIVE_POOLING[self.pooling]
+        return params
+
+    def _drop_abandoned(self) -> None:
+        for item in [item for item in self._active if item.job.abandoned]:
+            self._leave(item)
+        if any(item.job.abandoned for item in self._waiting):
+            self._waiting = deque(item for item in self._waiting if not item.job.abandoned)
+
+    def _admit(self) -> None:
+        while self._waiting and self._free_slots and len(self._waiting[0].tokens) <= self._n_cells:
+            item = self._waiting.popleft()
+            item.slot = self._free_slots.pop()
+            self._n_cells -= len(item.tokens) if self._chunked else 0
+            self._active.append(item)
+
+    def _leave(self, item: _Input) -> None:
+        self._active.remove(item)
+        self._free_slots.append(item.slot)
+        if self._chunked:
+            self._n_cells += len(item.tokens)
+            llama_cpp.llama_memory_seq_rm(self._memory, item.slot, 0, -1)
+
+    def _fill(self) -> list[_Part]:
+        parts: list[_Part] = []
+        n_rows = 0
+        budget = CHUNK_ROWS if self._chunked else ENCODER_ROWS
+        for item in self._active:
+            left = len(item.tokens) - item.computed
+            room = budget - n_rows
+            n = min(left, room) if self._chunked else left
+            if n <= 0 or (n > room and parts):
+                break
+            self._add_rows(item, n_rows, n)
+            parts.append(_Part(item, n_rows, n))
+            n_rows += n
+        self._batch.native.n_tokens = n_rows
+        return parts
+
+    def _add_rows(self, item: _Input, first: int, n: int) -> None:
+        rows, start = slice(first, first + n), item.computed
+        self._batch.tokens[rows] = item.tokens[start : start + n]
+        self._batch.positions[rows] = np.arange(start, start + n)
+        self._batch.slots[rows] = item.slot
+        self._batch.outputs[rows] = 1
+
+    def _collect(self, part: _Part) -> None:
+        item = part.input
+        item.computed += part.n_rows
+        if self._chunked:
+            self._pool(part)
+        else:
+            pointer = llama_cpp.llama_get_embeddings_seq(self._context, item.slot)
+            item.sum = np.ctypeslib.as_array(pointer, (self.n_embd,)).astype(np.float64)
+        if item.computed == len(item.tokens):
+            assert item.sum is not None
+            item.vector = normalized(item.sum)
+            self._leave(item)
+            self._finish(item.job)
+
+    def _pool(self, part: _Part) -> None:
+        item = part.input
+        pointer = llama_cpp.llama_get_embeddings(self._context)
+        all_rows = np.ctypeslib.as_array(pointer, (part.first + part.n_rows, self.n_embd))
+        rows = all_rows[part.first :]
+        if self.pooling is Pooling.MEAN:
+            added = rows.sum(axis=0, dtype=np.float64)
+            item.sum = added if item.sum is None else item.sum + added
+        elif self.pooling is Pooling.LAST:
+            item.sum = rows[-1].astype(np.float64)
+        elif item.sum is None:
+            item.sum = rows[0].astype(np.float64)
+
+    def _finish(self, job: EmbeddingJob) -> None:
+        job.n_open -= 1
+        if job.n_open == 0:
+            self._post(job, [item.vector for item in job.inputs])
+
+    def _fail(self, parts: list[_Part], error: DecodeFailed) -> None:
+        jobs = {part.input.job for part in parts}
+        for item in [item for item in self._active if item.job in jobs]:
+            self._leave(item)
+        self._waiting = deque(item for item in self._waiting if item.job not in jobs)
+        for job in jobs:
+            self._post(job, error)
+
+
+def normalized(vector: npt.NDArray[np.float64]) -> Vector:
+    """Return the vector with L2 norm 1 (a zero vector as it is)."""
+    norm = float(np.linalg.norm(vector))
+    return (vector / norm if norm else vector).astype(np.float32)
+
+
+def _gguf_pooling(model: LlamaModel) -> Pooling:
+    number = model.metadata.get(f"{model.architecture}.pooling_type", "")
+    for pooling, native in NATIVE_POOLING.items():
+        if str(native) == number:
+            return pooling
+    return Pooling.MEAN

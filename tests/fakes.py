@@ -1,0 +1,141 @@
+"""A backend whose next token is a hash of its KV contents, so that any mistake with the cache changes an answer.
+
+It checks the contract of `engine.backend.Backend` as it goes: positions contiguous per slot, rows <= n_batch,
+outputs <= n_outputs, cells <= n_ctx, slots in range, nothing computed twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+import numpy as np
+
+from llm_local.engine.backend import NoRoom
+from llm_local.engine.batch import Batch
+from llm_local.engine.types import SamplingParams
+from llm_local.errors import DecodeFailed
+
+END = 256
+N_VOCAB = 257
+
+
+def next_logits(history: tuple[int, ...]) -> np.ndarray:
+    """Logits that depend on every token of the history."""
+    seed = int.from_bytes(hashlib.blake2b(repr(history).encode(), digest_size=8).digest(), "little")
+    logits = np.random.default_rng(seed).normal(size=N_VOCAB).astype(np.float32) * 3
+    logits[END] -= 2
+    return logits
+
+
+class FakeSampler:
+    def __init__(self, backend: FakeBackend, params: SamplingParams) -> None:
+        self._backend = backend
+        self._params = params
+        self._random = np.random.default_rng(params.seed or 0)
+        self.open = True
+        backend.samplers.append(self)
+
+    def sample(self, row: int) -> int:
+        assert self.open
+        logits = self._backend.logits(row).astype(np.float64)
+        if self._params.ignore_eos:
+            logits[END] = -np.inf
+        if self._params.temperature == 0:
+            return int(logits.argmax())
+        p = np.exp(logits - logits.max())
+        return int(self._random.choice(N_VOCAB, p=p / p.sum()))
+
+    def close(self) -> None:
+        self.open = False
+
+
+class FakeBackend:
+    """Cells are shared and freed as llama.cpp's unified cache does it: a cell lives as long as a slot owns it."""
+
+    def __init__(self, *, n_ctx: int = 256, n_batch: int = 32, n_slots: int = 8, n_outputs: int = 16) -> None:
+        self.n_ctx, self.n_batch, self.n_slots, self.n_outputs = n_ctx, n_batch, n_slots, n_outputs
+        self.can_share = True
+        self.cells: list[list[object]] = [[] for _ in range(n_slots)]
+        self.tokens: list[list[int]] = [[] for _ in range(n_slots)]
+        self.samplers: list[FakeSampler] = []
+        self.rows_computed = 0
+        self.batches: list[list[tuple[int, int]]] = []
+        self.fail_with: Exception | None = None
+        self.delay_s = 0.0
+        self.closed = False
+        self._logits: dict[int, np.ndarray] = {}
+
+    @property
+    def n_used(self) -> int:
+        return len({id(cell) for cells in self.cells for cell in cells})
+
+    def decode(self, batch: Batch) -> None:
+        assert 0 < batch.n_rows <= self.n_batch
+        if self.delay_s:
+            time.sleep(self.delay_s)
+        if self.fail_with is not None:
+            error, self.fail_with = self.fail_with, None
+            raise error
+        if self.n_used + batch.n_rows > self.n_ctx:
+            raise NoRoom("full")
+        assert int(batch.outputs[: batch.n_rows].sum()) <= self.n_outputs
+        self._logits = {}
+        for row in range(batch.n_rows):
+            slot, position = int(batch.slots[row]), int(batch.positions[row])
+            assert 0 <= slot < self.n_slots
+            if position != len(self.tokens[slot]):
+                raise AssertionError(f"slot {slot} has {len(self.tokens[slot])} tokens, row is for {position}")
+            self.tokens[slot].append(int(batch.tokens[row]))
+            self.cells[slot].append(object())
+            if batch.outputs[row]:
+                self._logits[row] = next_logits(tuple(self.tokens[slot]))
+        self.rows_computed += batch.n_rows
+        self.batches.append([(part.sequence.index, part.n_rows) for part in batch.parts])
+
+    def logits(self, row: int) -> np.ndarray:
+        return self._logits[row]
+
+    def trim(self, slot: int, length: int) -> None:
+        del self.tokens[slot][length:]
+        del self.cells[slot][length:]
+
+    def share(self, source: int, target: int, length: int) -> None:
+        assert not self.tokens[target], "share needs an empty target"
+        assert length <= len(self.tokens[source])
+        self.tokens[target] = self.tokens[source][:length]
+        self.cells[target] = self.cells[source][:length]
+
+    def new_sampler(self, params: SamplingParams, prompt: tuple[int, ...]) -> FakeSampler:
+        return FakeSampler(self, params)
+
+    def piece(self, token: int) -> bytes:
+        return b"" if token == END else chr(token).encode()
+
+    def is_end(self, token: int) -> bool:
+        return token == END
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def expected_tokens(prompt: tuple[int, ...], params: SamplingParams, max_tokens: int) -> list[int]:
+    """What a sequence must yield, computed without any engine or cache."""
+    random, history, out = np.random.default_rng(params.seed or 0), list(prompt), []
+    while len(out) < max_tokens:
+        logits = next_logits(tuple(history)).astype(np.float64)
+        if params.ignore_eos:
+            logits[END] = -np.inf
+        if params.temperature == 0:
+            token = int(logits.argmax())
+        else:
+            p = np.exp(logits - logits.max())
+            token = int(random.choice(N_VOCAB, p=p / p.sum()))
+        out.append(token)
+        if token == END:
+            break
+        history.append(token)
+    return out
+
+
+__all__ = ["END", "DecodeFailed", "FakeBackend", "FakeSampler", "expected_tokens", "next_logits"]
