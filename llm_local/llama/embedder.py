@@ -153,6 +153,9 @@ class Embedder:
         for item in job.inputs:
             self._inbox.put(item)
         self._wake()
+        # `close` sets `dead` before it empties the inbox for the last time: one of the two sees the job.
+        if self.dead is not None:
+            raise self.dead
         return await job.result
 
     # -- engine thread ------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Messages to prompt text. Knows templates, not HTTP and not tokens."""

@@ -1,0 +1,152 @@
+"""Builds what the server serves from the settings: here `llama` is plugged into `engine` and `server`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from llm_local.chat.template import ChatTemplate
+from llm_local.config import Settings
+from llm_local.engine.engine import Engine
+from llm_local.errors import StartupError
+from llm_local.llama import devices
+from llm_local.llama.backend import ContextParams, LlamaBackend
+from llm_local.llama.embedder import Embedder, Pooling
+from llm_local.llama.model import LlamaModel
+from llm_local.models.locate import quantization, served_name
+from llm_local.server.runtime import Loaded, ServedModel
+
+log = logging.getLogger("llm_local")
+
+SPARE_SLOTS = 8
+"""Slots beside the running ones: conversations that stay resident. They cost nothing but the cells they hold."""
+
+
+def load_model(path: Path, embedding_path: Path | None, settings: Settings, on_death: Callable[[], None]) -> Loaded:
+    """Load the weights and create both contexts.
+
+    Raises:
+        StartupError: something cannot be loaded or does not fit; what was loaded is freed.
+    """
+    with ExitStack() as undo:
+        layers = devices.gpu_layers(settings.gpu_layers)
+        threads = settings.threads or devices.usable_cpus()
+        model = LlamaModel(path, n_gpu_layers=layers)
+        undo.callback(model.close)
+        if not model.can_generate:
+            raise StartupError(
+                f"{path.name} ({model.architecture}) only embeds; name a generating model in LLM_MODEL, "
+                "and this one in LLM_EMBEDDING_MODEL"
+            )
+        window = _window(settings, model)
+        devices.check_kv_fits(model, settings.ctx, on_gpu=layers != 0)
+        backend = LlamaBackend(model, _context_params(settings, threads))
+        undo.callback(backend.close)
+        embedder = _embedder(model, embedding_path, settings, threads, layers)
+        if embedder is not None:
+            undo.callback(embedder.close, StartupError("the start failed"))
+        template = ChatTemplate.load(settings.chat_template, model.chat_template, _token_texts(model))
+        if model.chat_template is None and settings.chat_template is None:
+            log.warning("%s has no chat template; using chatml. LLM_CHAT_TEMPLATE chooses another", path.name)
+        backend.warm_up()
+        engine = Engine(
+            backend,
+            max_running=settings.parallel,
+            queue_max=settings.queue_max,
+            window=window,
+            prefill_chunk=settings.prefill_chunk,
+            answer_reserve=max(settings.n_predict, 1),
+            side_job=embedder,
+            on_death=on_death,
+        )
+        if embedder is not None:
+            embedder.connect(engine.wake, engine.post)
+        undo.pop_all()
+    served = _served(model, settings, window, embeds=embedder is not None and embedder.model is model)
+    return Loaded(
+        model=served,
+        engine=engine,
+        template=template,
+        embeddings=embedder,
+        embedding_model=_served_embedder(embedder, served),
+        close=model.close,
+    )
+
+
+def _window(settings: Settings, model: LlamaModel) -> int:
+    window = min(settings.window, settings.ctx)
+    if window > model.n_ctx_train:
+        log.warning("the model was trained for %d tokens; sequences are limited to that", model.n_ctx_train)
+        window = model.n_ctx_train
+    return window
+
+
+def _context_params(settings: Settings, threads: int) -> ContextParams:
+    batch = min(settings.batch_size, settings.ctx)
+    return ContextParams(
+        n_ctx=settings.ctx,
+        n_batch=max(batch, settings.parallel),
+        n_ubatch=settings.ubatch_size,
+        n_running=settings.parallel,
+        n_slots=settings.parallel + SPARE_SLOTS,
+        n_threads=threads,
+    )
+
+
+def _embedder(
+    model: LlamaModel, embedding_path: Path | None, settings: Settings, threads: int, layers: int
+) -> Embedder | None:
+    if not settings.embedding:
+        return None
+    own = LlamaModel(embedding_path, n_gpu_layers=layers) if embedding_path is not None else None
+    chosen = own or model
+    return Embedder(
+        chosen,
+        window=min(settings.embedding_ctx, chosen.n_ctx_train),
+        n_threads=threads,
+        pooling=None if settings.embedding_pooling == "auto" else Pooling(settings.embedding_pooling),
+        owns_model=own is not None,
+    )
+
+
+def _served(model: LlamaModel, settings: Settings, window: int, *, embeds: bool) -> ServedModel:
+    default = served_name(model.path)
+    name = settings.model_id or default
+    aliases = dict.fromkeys([*settings.model_aliases, default, model.path.name, model.path.stem])
+    return ServedModel(
+        id=name,
+        aliases=tuple(alias for alias in aliases if alias != name),
+        vocabulary=model,
+        context_window=window,
+        quantization=quantization(model.path),
+        size_bytes=model.size_bytes,
+        n_params=model.n_params,
+        n_embd=model.n_embd,
+        embeds=embeds,
+    )
+
+
+def _served_embedder(embedder: Embedder | None, served: ServedModel) -> ServedModel | None:
+    if embedder is None:
+        return None
+    model = embedder.model
+    if served.vocabulary is model:
+        return served
+    return ServedModel(
+        id=served_name(model.path),
+        aliases=(model.path.name, model.path.stem, *(["*"] if "*" in served.aliases else [])),
+        vocabulary=model,
+        context_window=embedder.window,
+        quantization=quantization(model.path),
+        size_bytes=model.size_bytes,
+        n_params=model.n_params,
+        n_embd=model.n_embd,
+        generates=False,
+        embeds=True,
+    )
+
+
+def _token_texts(model: LlamaModel) -> dict[str, str]:
+    return {"bos_token": model.special_text("bos"), "eos_token": model.special_text("eos")}

@@ -1,0 +1,1 @@
+"""Where is the GGUF, and what is it called."""

@@ -1,0 +1,208 @@
+"""The application: its routes, its documentation, and what happens when it starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.responses import Response
+
+from llm_local import __version__
+from llm_local.errors import LLMLocalError
+from llm_local.server import errors, info
+from llm_local.server.chat import apply_template, chat_completions
+from llm_local.server.completions import completions
+from llm_local.server.embeddings import embeddings
+from llm_local.server.middleware import ApiKeys, RequestIds
+from llm_local.server.runtime import Runtime
+from llm_local.server.schema import (
+    ApplyTemplateRequest,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    TokenizeRequest,
+)
+from llm_local.server.stream import ClientLeft
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+POSTS: list[tuple[str, Handler, type[BaseModel]]] = [
+    ("/v1/chat/completions", chat_completions, ChatRequest),
+    ("/v1/completions", completions, CompletionRequest),
+    ("/v1/embeddings", embeddings, EmbeddingRequest),
+    ("/tokenize", info.tokenize, TokenizeRequest),
+    ("/detokenize", info.detokenize, DetokenizeRequest),
+    ("/apply-template", apply_template, ApplyTemplateRequest),
+]
+GETS: list[tuple[str, Handler]] = [
+    ("/v1/models", info.list_models),
+    ("/v1/models/{id:path}", info.get_model),
+    ("/health", info.health),
+    ("/health/ready", info.health),
+    ("/health/live", info.live),
+]
+ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+ERRORS = {
+    "400": "The request is wrong; `param` names the field.",
+    "401": "The API key is missing or wrong.",
+    "404": "No such model.",
+    "413": "The body is too large.",
+    "415": "The body is not JSON.",
+    "429": "The queue is full; `Retry-After` says when to come back.",
+    "500": "An internal error.",
+    "503": "Loading, draining or dead.",
+    "504": "The deadline passed.",
+}
+
+
+def create_app(runtime: Runtime, on_failure: Callable[[], None] = lambda: None) -> FastAPI:
+    """Return the ASGI application.
+
+    Args:
+        runtime: its `load` is called on a thread when the application starts.
+        on_failure: called on the event loop when loading has failed; `runtime.failed` says why.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(_load(runtime, on_failure))
+        yield
+        await loading
+        if runtime.loaded is not None:
+            await runtime.loaded.engine.stop()
+            runtime.loaded.close()
+        runtime.workers.shutdown(wait=False, cancel_futures=True)
+
+    app = FastAPI(
+        title="llm_local",
+        version=__version__,
+        description="OpenAI's API over one local GGUF model.",
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.state.runtime = runtime
+    errors.install(app)
+    app.add_exception_handler(ClientLeft, _nobody_to_answer)
+    for path, handler, body in POSTS:
+        _add(app, path, handler, "POST", _body_schema(body))
+    for path, handler in GETS:
+        _add(app, path, handler, "GET", {})
+    if runtime.settings.api_keys:
+        app.add_middleware(ApiKeys, keys=runtime.settings.api_keys)
+    app.add_middleware(RequestIds)
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = plain()
+        document.setdefault("components", {}).setdefault("schemas", {}).update(_schemas())
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+    return app
+
+
+async def _load(runtime: Runtime, on_failure: Callable[[], None]) -> None:
+    """Load the weights on a thread of their own, so that `/health` answers meanwhile."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def work() -> None:
+        began = time.monotonic()
+        try:
+            loaded = runtime.load()
+        except BaseException as error:
+            loop.call_soon_threadsafe(failed, error)
+        else:
+            loop.call_soon_threadsafe(ready, loaded, time.monotonic() - began)
+
+    def ready(loaded: Any, seconds: float) -> None:
+        loaded.engine.start()
+        runtime.loaded = loaded
+        log.info("ready: %s, window %d, loaded in %.1f s", loaded.model.id, loaded.model.context_window, seconds)
+        done.set_result(None)
+
+    def failed(error: BaseException) -> None:
+        runtime.failed = error if isinstance(error, LLMLocalError) else errors.internal(error)
+        on_failure()
+        done.set_result(None)
+
+    threading.Thread(target=work, name="loader", daemon=True).start()
+    await done
+
+
+def _add(app: FastAPI, path: str, handler: Handler, method: str, extra: dict[str, Any]) -> None:
+    """Add a route, and for OpenAI's own the same without `/v1`."""
+    for shown, alias in ((True, path), (False, path.removeprefix("/v1"))):
+        if shown or alias != path:
+            app.add_api_route(
+                alias,
+                handler,
+                methods=[method],
+                response_class=Response,
+                include_in_schema=shown,
+                openapi_extra=extra | _path_parameters(path),
+                responses=_responses(method),
+                summary=(handler.__doc__ or "").strip().splitlines()[0].rstrip("."),
+            )
+
+
+def _path_parameters(path: str) -> dict[str, Any]:
+    if "{id" not in path:
+        return {}
+    return {"parameters": [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]}
+
+
+def _responses(method: str) -> dict[int | str, dict[str, Any]]:
+    wanted = ERRORS if method == "POST" else {code: ERRORS[code] for code in ("401", "404", "500", "503")}
+    content = {"application/json": {"schema": ERROR_SCHEMA}}
+    answers: dict[int | str, dict[str, Any]] = {
+        code: {"description": text, "content": content} for code, text in wanted.items()
+    }
+    answers[200] = {
+        "description": "The answer; with `stream`, server-sent events.",
+        "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
+    }
+    return answers
+
+
+def _body_schema(body: type[BaseModel]) -> dict[str, Any]:
+    reference = {"$ref": f"#/components/schemas/{body.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}}
+
+
+def _schemas() -> dict[str, Any]:
+    bodies = [(body, "validation") for _, _, body in POSTS]
+    _, document = models_json_schema(bodies, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
+    schemas: dict[str, Any] = document["$defs"]
+    return schemas
+
+
+async def _nobody_to_answer(_request: Request, _error: Exception) -> Response:
+    # 499 is nginx's name for a client that closed the connection; it is seen only by a log or a test.
+    return Response(status_code=499)

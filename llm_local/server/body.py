@@ -1,0 +1,144 @@
+"""From the bytes of a request to a validated model, or to a 400 that says what, where and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from llm_local.errors import BodyTooLarge, RequestError, UnknownParameter, UnsupportedMediaType
+
+MAX_SHOWN = 80
+
+
+class Body(BaseModel):
+    """Base of all request models: no unknown fields, no conversions, and `null` is the same as leaving out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, value: Any) -> Any:
+        return {name: item for name, item in value.items() if item is not None} if isinstance(value, dict) else value
+
+
+B = TypeVar("B", bound=Body)
+
+
+async def read_body(request: Request, kind: type[B], max_bytes: int) -> B:
+    """Read and validate the body.
+
+    Raises:
+        UnsupportedMediaType, BodyTooLarge, RequestError, UnknownParameter: it cannot be taken.
+    """
+    _check_media_type(request)
+    data = await _read(request, max_bytes)
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"The body is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise RequestError(f"The body must be a JSON object, not {_kind(value)}.")
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise explain(error, value, kind) from None
+
+
+def explain(error: ValidationError, value: Any, kind: type[BaseModel]) -> RequestError:
+    """Return the error of the first wrong field, with its dotted path as `param`."""
+    details = error.errors(include_url=False)
+    unknown = next((detail for detail in details if detail["type"] == "extra_forbidden"), None)
+    first = unknown or details[0]
+    path = _path(first, value)
+    param = ".".join(str(part) for part in path)
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(path[-1]), kind.model_fields, n=1) if len(path) == 1 else []
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        return UnknownParameter(f"Unknown parameter: '{param}'.{hint}", param=param)
+    same = [_reason(detail) for detail in details if _path(detail, value) == path]
+    reasons = " or ".join(dict.fromkeys(same))
+    if first["type"] == "missing":
+        return RequestError(f"Missing required parameter: '{param}'.", param=param)
+    found = "" if not path else f" (got {_shown(first['input'])})"
+    return RequestError(f"Invalid value for '{param}': {reasons}{found}.", param=param or None)
+
+
+def _check_media_type(request: Request) -> None:
+    declared = request.headers.get("content-type")
+    if declared is None:
+        return
+    media_type = declared.partition(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        raise UnsupportedMediaType(f"The content type is '{media_type}'; send JSON as 'application/json'.")
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    declared = request.headers.get("content-length", "")
+    too_large = BodyTooLarge(f"The body is larger than {max_bytes} bytes.")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise too_large
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > max_bytes:
+            raise too_large
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _path(detail: ErrorDetails, value: Any) -> tuple[str | int, ...]:
+    """Return where the error is in the body; pydantic's own location also names the branches of unions."""
+    path: list[str | int] = []
+    for part in detail["loc"]:
+        if _has(value, part):
+            value = value[part]
+        elif detail["type"] != "missing" or part != detail["loc"][-1]:
+            continue
+        path.append(part)
+    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        path.append(detail["ctx"]["discriminator"].strip("'"))
+    return tuple(path)
+
+
+def _has(value: Any, part: str | int) -> bool:
+    if isinstance(value, dict):
+        return part in value
+    return isinstance(value, list) and isinstance(part, int) and part < len(value)
+
+
+def _reason(detail: ErrorDetails) -> str:
+    context = detail.get("ctx", {})
+    if detail["type"] == "union_tag_invalid":
+        return f"must be one of {context['expected_tags']}"
+    if detail["type"] == "union_tag_not_found":
+        return "is required"
+    if detail["type"] == "value_error":
+        return str(context["error"])
+    message = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return f"must be {message}" if message != detail["msg"] else message[0].lower() + message[1:]
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    names = {
+        dict: "an object",
+        list: "an array",
+        str: "a string",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+    }
+    return names.get(type(value), "something else")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        return _kind(value)
+    text = orjson.dumps(value, default=str).decode()
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."

@@ -1,0 +1,192 @@
+"""`POST /v1/completions`: text in, text out, also in batches, echoed, scored, or filled in the middle."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from starlette.responses import Response
+
+from llm_local.engine.engine import Stream
+from llm_local.engine.types import Delta, TokenLogprob, Usage
+from llm_local.errors import RequestError
+from llm_local.server.answers import Choice, Envelope, completion_logprobs, fold, timings_json, usage_json
+from llm_local.server.body import read_body
+from llm_local.server.chat import progress_json
+from llm_local.server.generation import check_served, check_tokens, generation_requests
+from llm_local.server.requestlog import log_finished
+from llm_local.server.runtime import Runtime, Vocabulary
+from llm_local.server.schema import CompletionRequest
+from llm_local.server.stream import DONE, all_deltas, event, first_deltas, json_response, sse, unless_client_leaves
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    text: str
+    tokens: list[int]
+
+
+async def completions(request: Request) -> Response:
+    """Continue one or several prompts."""
+    runtime: Runtime = request.app.state.runtime
+    body = await read_body(request, CompletionRequest, runtime.settings.max_body_bytes)
+    loaded = runtime.ready
+    envelope = Envelope.new("cmpl", "text_completion", runtime.generator(body.model))
+    check_served(body)
+    best_of = _check_best_of(body)
+    prompts = await runtime.in_worker(_prompts, body, loaded.model.vocabulary)
+    logprobs = body.logprobs if body.logprobs is not None else (0 if best_of > body.n else None)
+    requests = [
+        one
+        for prompt in prompts
+        for one in generation_requests(
+            body,
+            loaded,
+            runtime.settings,
+            prompt.tokens,
+            max_tokens=body.max_tokens,
+            n=best_of,
+            logprobs=logprobs,
+            param="prompt",
+            prompt_logprobs=body.echo and body.logprobs is not None,
+        )
+    ]
+    if len(requests) > loaded.engine.capacity:
+        raise RequestError(
+            f"{len(requests)} completions were asked for at once; at most {loaded.engine.capacity} can run or wait.",
+            param="prompt",
+        )
+    stream = loaded.engine.submit(requests)
+    if not body.stream:
+        choices = await unless_client_leaves(request, fold(stream, len(requests)))
+        log_finished(request, [choice.usage for choice in choices], [choice.finish for choice in choices])
+        return json_response(_answer(envelope, body, prompts, choices, best_of))
+    first = await first_deltas(request, stream)
+    return sse(_events(request, envelope, body, prompts, first, stream), stream, runtime.settings)
+
+
+def _check_best_of(body: CompletionRequest) -> int:
+    best_of = body.best_of or body.n
+    if best_of < body.n:
+        raise RequestError(f"'best_of' ({best_of}) must be at least 'n' ({body.n}).", param="best_of")
+    if best_of > body.n and body.stream:
+        raise RequestError("'best_of' above 'n' cannot be streamed.", param="best_of")
+    return best_of
+
+
+def _prompts(body: CompletionRequest, vocabulary: Vocabulary) -> list[_Prompt]:
+    given: Any = body.prompt
+    if not isinstance(given, list) or (given and isinstance(given[0], int)):
+        given = [given]
+    if not given:
+        raise RequestError("'prompt' is empty.", param="prompt")
+    if body.suffix is not None:
+        return [_fill_in(one, body.suffix, vocabulary) for one in given]
+    return [_prompt(one, vocabulary, "prompt" if len(given) == 1 else f"prompt.{n}") for n, one in enumerate(given)]
+
+
+def _prompt(given: str | list[int], vocabulary: Vocabulary, param: str) -> _Prompt:
+    if isinstance(given, str):
+        return _Prompt(given, vocabulary.tokenize_prompt(given))
+    check_tokens(given, vocabulary, param)
+    return _Prompt(vocabulary.detokenize(given), given)
+
+
+def _fill_in(prefix: str | list[int], suffix: str, vocabulary: Vocabulary) -> _Prompt:
+    """Return the prompt that asks for what stands between prefix and suffix."""
+    special = vocabulary.special
+    if not {"fim_pre", "fim_suf", "fim_mid"} <= set(special):
+        raise RequestError("This model cannot fill in the middle: its vocabulary has no tokens for it.", param="suffix")
+    if not isinstance(prefix, str):
+        raise RequestError("'suffix' needs a prompt of text, not of tokens.", param="prompt")
+    before = vocabulary.tokenize(prefix, add_special=False, parse_special=False)
+    after = vocabulary.tokenize(suffix, add_special=False, parse_special=False)
+    bos = [special["bos"]] if vocabulary.adds_bos else []
+    return _Prompt(prefix, [*bos, special["fim_pre"], *before, special["fim_suf"], *after, special["fim_mid"]])
+
+
+def _answer(
+    envelope: Envelope, body: CompletionRequest, prompts: list[_Prompt], choices: list[Choice], best_of: int
+) -> dict[str, Any]:
+    usages = [choice.usage for choice in choices if choice.usage is not None]
+    out = []
+    for number, prompt in enumerate(prompts):
+        group = choices[number * best_of : (number + 1) * best_of]
+        if best_of > body.n:
+            group = sorted(group, key=_mean_logprob, reverse=True)[: body.n]
+        out += [_choice(number * body.n + index, body, prompt, choice) for index, choice in enumerate(group)]
+    return envelope.body(out, usage=usage_json(usages, len(prompts)), timings=timings_json(usages[0]))
+
+
+def _mean_logprob(choice: Choice) -> float:
+    known = [entry.logprob for entry in choice.logprobs if entry.logprob is not None]
+    return sum(known) / len(known) if known else float("-inf")
+
+
+def _choice(index: int, body: CompletionRequest, prompt: _Prompt, choice: Choice) -> dict[str, Any]:
+    echoed = prompt.text if body.echo else ""
+    entries = [*choice.prompt_logprobs, *choice.logprobs]
+    offset = len(echoed) if body.echo and not choice.prompt_logprobs else 0
+    return {
+        "index": index,
+        "text": echoed + "".join(choice.text),
+        "logprobs": _logprobs(body, entries, offset),
+        "finish_reason": choice.finish,
+    }
+
+
+def _logprobs(
+    body: CompletionRequest, entries: list[TokenLogprob] | tuple[TokenLogprob, ...], offset: int
+) -> dict[str, Any] | None:
+    if body.logprobs is None:
+        return None
+    return completion_logprobs(entries, offset, with_top=body.logprobs > 0)
+
+
+async def _events(
+    request: Request,
+    envelope: Envelope,
+    body: CompletionRequest,
+    prompts: list[_Prompt],
+    first: Awaitable[list[Delta]],
+    stream: Stream,
+) -> AsyncIterator[bytes]:
+    include_usage = body.stream_options is not None and body.stream_options.include_usage
+    common: dict[str, Any] = {"usage": None} if include_usage else {}
+    n_sequences = len(prompts) * body.n
+    offsets = [0] * n_sequences
+    to_echo = {index: prompts[index // body.n].text for index in range(n_sequences)} if body.echo else {}
+    usages: dict[int, Usage] = {}
+    finishes = []
+    async for deltas in all_deltas(first, stream):
+        for delta in deltas:
+            if delta.progress is not None:
+                choice = {"index": delta.index, "text": "", "logprobs": None, "finish_reason": None}
+                yield event(envelope.body([choice], prompt_progress=progress_json(delta.progress), **common))
+            if not (delta.text or delta.logprobs or delta.last):
+                continue
+            echoed = to_echo.pop(delta.index, "")
+            text = echoed + delta.text
+            entries = (*delta.prompt_logprobs, *delta.logprobs)
+            start = offsets[delta.index] + (0 if delta.prompt_logprobs else len(echoed))
+            choice = {
+                "index": delta.index,
+                "text": text,
+                "logprobs": _logprobs(body, entries, start),
+                "finish_reason": delta.finish,
+            }
+            offsets[delta.index] += len(text)
+            more = dict(common)
+            if delta.usage is not None and (delta.finish is not None or body.timings_per_token):
+                more["timings"] = timings_json(delta.usage)
+            if delta.finish is not None and delta.usage is not None:
+                usages[delta.index] = delta.usage
+                finishes.append(delta.finish)
+            yield event(envelope.body([choice], **more))
+    in_order = [usages[index] for index in sorted(usages)]
+    if include_usage:
+        yield event(envelope.body([], usage=usage_json(in_order, len(prompts)), timings=timings_json(in_order[0])))
+    log_finished(request, in_order, finishes)
+    yield DONE

@@ -1,0 +1,147 @@
+"""From the fields of a request to what the engine generates: prompts as tokens, sampling, limits, deadline."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence as SequenceOf
+from typing import Any
+
+from llm_local.config import Settings
+from llm_local.engine.types import GenerationRequest, SamplingParams
+from llm_local.errors import ContextLengthExceeded, RequestError, UnsupportedParameter
+from llm_local.server.runtime import Loaded, Vocabulary
+from llm_local.server.schema import ChatRequest, SamplingFields
+
+UNSERVED = ("grammar", "guided_regex", "guided_choice")
+UNSERVED_CHAT = ("tools", "functions", "web_search_options", "moderation")
+
+
+def check_served(body: SamplingFields) -> None:
+    """Refuse fields without which the client would get a wrong answer.
+
+    Raises:
+        UnsupportedParameter: names the field.
+    """
+    for name in (*UNSERVED, *(UNSERVED_CHAT if isinstance(body, ChatRequest) else ())):
+        if getattr(body, name):
+            raise UnsupportedParameter(f"'{name}' is not supported by this server.", param=name)
+    if not isinstance(body, ChatRequest):
+        return
+    kind = (body.response_format or {"type": "text"}).get("type")
+    if kind != "text":
+        raise UnsupportedParameter(
+            f"'response_format' of type {kind!r} is not supported by this server; only 'text' is.",
+            param="response_format",
+        )
+    if body.tool_choice not in (None, "none", "auto") or body.function_call not in (None, "none", "auto"):
+        name = "tool_choice" if body.tool_choice not in (None, "none", "auto") else "function_call"
+        raise UnsupportedParameter(f"'{name}' is not supported by this server.", param=name)
+    if body.modalities is not None and body.modalities != ["text"]:
+        raise UnsupportedParameter("'modalities' other than ['text'] are not supported.", param="modalities")
+
+
+def sampling_params(
+    body: SamplingFields, settings: Settings, vocabulary: Vocabulary, logprobs: int | None, choice: int = 0
+) -> SamplingParams:
+    """Return how choice number `choice` is sampled; with a seed, each choice has its own."""
+    seed = None if body.seed is None or body.seed == -1 else body.seed + choice
+    return SamplingParams(
+        temperature=settings.temperature if body.temperature is None else body.temperature,
+        top_p=settings.top_p if body.top_p is None else body.top_p,
+        top_k=max(settings.top_k if body.top_k is None else body.top_k, 0),
+        min_p=settings.min_p if body.min_p is None else body.min_p,
+        typical_p=body.typical_p,
+        seed=seed,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        repeat_penalty=settings.repeat_penalty if body.repeat_penalty is None else body.repeat_penalty,
+        repeat_last_n=body.repeat_last_n,
+        dry_multiplier=body.dry_multiplier,
+        dry_base=body.dry_base,
+        dry_allowed_length=body.dry_allowed_length,
+        dry_penalty_last_n=body.dry_penalty_last_n,
+        dry_sequence_breakers=tuple(body.dry_sequence_breakers),
+        xtc_probability=body.xtc_probability,
+        xtc_threshold=body.xtc_threshold,
+        mirostat=body.mirostat,
+        mirostat_tau=body.mirostat_tau,
+        mirostat_eta=body.mirostat_eta,
+        logit_bias=_logit_bias(body.logit_bias, vocabulary),
+        ignore_eos=body.ignore_eos,
+        logprobs=logprobs,
+    )
+
+
+def generation_requests(
+    body: SamplingFields,
+    loaded: Loaded,
+    settings: Settings,
+    prompt: SequenceOf[int],
+    *,
+    max_tokens: int | None,
+    n: int,
+    logprobs: int | None,
+    param: str,
+    prompt_logprobs: bool = False,
+) -> list[GenerationRequest]:
+    """Return one engine request for each of `n` choices of one prompt.
+
+    Raises:
+        ContextLengthExceeded: the prompt leaves no room in the window.
+        RequestError: the prompt is empty, or more choices are wanted than run together.
+    """
+    window = loaded.engine.window
+    if not prompt:
+        raise RequestError("The prompt is empty.", param=param)
+    wanted = settings.n_predict if max_tokens is None else max_tokens
+    if len(prompt) >= window and (wanted or len(prompt) > window):
+        raise ContextLengthExceeded(len(prompt), window, param=param)
+    if n > loaded.engine.max_running:
+        raise RequestError(
+            f"At most {loaded.engine.max_running} choices can be generated together (LLM_PARALLEL), not {n}.",
+            param="n",
+        )
+    timeout = min(body.timeout or settings.request_timeout, settings.request_timeout)
+    deadline = time.monotonic() + timeout
+    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    return [
+        GenerationRequest(
+            prompt=tuple(prompt),
+            params=sampling_params(body, settings, loaded.model.vocabulary, logprobs, choice),
+            max_tokens=min(wanted, window - len(prompt)),
+            stop=stop,
+            deadline=deadline,
+            priority=body.priority,
+            cache_prompt=body.cache_prompt,
+            prompt_logprobs=prompt_logprobs,
+            report_progress=body.return_progress and body.stream,
+        )
+        for choice in range(n)
+    ]
+
+
+def check_tokens(tokens: SequenceOf[int], vocabulary: Vocabulary, param: str) -> None:
+    """Refuse token ids that the vocabulary does not have.
+
+    Raises:
+        RequestError: names the first of them.
+    """
+    for position, token in enumerate(tokens):
+        if token >= vocabulary.n_vocab:
+            raise RequestError(
+                f"Token {token} is not in the vocabulary (0 to {vocabulary.n_vocab - 1}).", param=f"{param}.{position}"
+            )
+
+
+def _logit_bias(biases: dict[str, Any], vocabulary: Vocabulary) -> tuple[tuple[int, float], ...]:
+    out: dict[int, float] = {}
+    for key, bias in biases.items():
+        value = -math.inf if bias is False else float(bias)
+        if key.isascii() and key.isdigit():
+            check_tokens([int(key)], vocabulary, "logit_bias")
+            out[int(key)] = value
+        else:
+            tokens = vocabulary.tokenize(key, add_special=False, parse_special=True)
+            out.update(dict.fromkeys(tokens, value))
+    return tuple(out.items())

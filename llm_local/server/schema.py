@@ -1,0 +1,242 @@
+"""The bodies of requests: OpenAI's fields, llama.cpp's extensions, and for each what values are allowed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from llm_local.server.body import Body
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+TokenId = Annotated[int, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+
+MAX_STOPS = 16
+INT64 = 2**63
+
+
+class StreamOptions(Body):
+    """`stream_options`."""
+
+    include_usage: bool = Field(False, description="send a last chunk with the usage")
+    include_obfuscation: bool = Field(False, description="accepted; nothing is obfuscated")
+
+
+class SamplingFields(Body):
+    """The fields that chat and completions share."""
+
+    model: str | None = Field(None, description="the served id or an alias; see GET /v1/models")
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Probability | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = Field(None, description="0 or -1 keeps all")
+    min_p: Probability | None = None
+    typical_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    n: Annotated[int, Field(ge=1, le=128)] = 1
+    seed: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = Field(None, description="-1 draws a fresh one")
+    stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repeat_last_n: Annotated[int, Field(ge=-1, lt=2**31)] = Field(64, description="-1 is the whole context")
+    dry_multiplier: Annotated[float, Field(ge=0, le=100)] = 0.0
+    dry_base: Annotated[float, Field(ge=1, le=100)] = 1.75
+    dry_allowed_length: Annotated[int, Field(ge=0, lt=2**31)] = 2
+    dry_penalty_last_n: Annotated[int, Field(ge=-1, lt=2**31)] = Field(-1, description="-1 is the whole context")
+    dry_sequence_breakers: Annotated[list[Text], Field(max_length=64)] = Field(default=["\n", ":", '"', "*"])
+    xtc_probability: Probability = 0.0
+    xtc_threshold: Probability = 0.1
+    mirostat: Literal[0, 1, 2] = 0
+    mirostat_tau: Annotated[float, Field(ge=0, le=100)] = 5.0
+    mirostat_eta: Annotated[float, Field(ge=0, le=1)] = 0.1
+    logit_bias: dict[str, Literal[False] | Annotated[float, Field(ge=-100, le=100)]] = Field(
+        default={}, description="token id, or text that is tokenized, to a bias; false bans"
+    )
+    ignore_eos: bool = False
+    cache_prompt: bool = True
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = Field(0, description="lower is sooner")
+    timeout: Annotated[float, Field(gt=0, le=86400)] | None = Field(None, description="seconds to the deadline")
+    timings_per_token: bool = False
+    return_progress: bool = False
+    user: str | None = None
+    # Constraints: refused until they are enforced (see `generation.UNSERVED`).
+    grammar: str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+
+    @model_validator(mode="after")
+    def _stream_options_need_a_stream(self) -> SamplingFields:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("'stream_options' is only allowed when 'stream' is true")
+        return self
+
+
+class Part(Body):
+    """A part of a message's content. Types other than text are refused by name when the prompt is built."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+Content = str | list[Part]
+
+
+class FunctionCall(Body):
+    """What an assistant called."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Body):
+    """One call in an assistant message."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+    index: int | None = None
+
+
+class SystemMessage(Body):
+    """Instructions."""
+
+    role: Literal["system"]
+    content: Content
+    name: str | None = None
+
+
+class DeveloperMessage(Body):
+    """Instructions, by their newer name; shown to the model as a system message."""
+
+    role: Literal["developer"]
+    content: Content
+    name: str | None = None
+
+
+class UserMessage(Body):
+    """What the user said."""
+
+    role: Literal["user"]
+    content: Content
+    name: str | None = None
+
+
+class AssistantMessage(Body):
+    """What the model said before, in the form in which it was answered."""
+
+    role: Literal["assistant"]
+    content: Content | None = None
+    name: str | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    annotations: list[Any] | None = None
+    tool_calls: list[ToolCall] | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> AssistantMessage:
+        if self.content is None and not self.tool_calls and self.refusal is None:
+            raise ValueError("an assistant message needs 'content' or 'tool_calls'")
+        return self
+
+
+class ToolMessage(Body):
+    """The result of a tool."""
+
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: str
+    name: str | None = None
+
+
+ChatMessage = Annotated[
+    SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
+]
+
+
+class ChatRequest(SamplingFields):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=0)] | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    functions: list[dict[str, Any]] | None = None
+    function_call: str | dict[str, Any] | None = None
+    prediction: dict[str, Any] | None = Field(None, description="can only make the answer faster")
+    modalities: list[str] | None = None
+    audio: dict[str, Any] | None = None
+    web_search_options: dict[str, Any] | None = None
+    moderation: Any = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
+    safety_identifier: str | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+
+    @model_validator(mode="after")
+    def _logprobs_are_asked_for(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("'top_logprobs' is only allowed when 'logprobs' is true")
+        return self
+
+
+class CompletionRequest(SamplingFields):
+    """`POST /v1/completions`."""
+
+    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
+    suffix: str | None = Field(None, description="fill in the middle, where the vocabulary has the tokens for it")
+    echo: bool = False
+    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+
+
+class EmbeddingRequest(Body):
+    """`POST /v1/embeddings`."""
+
+    input: str | list[TokenId] | list[str] | list[list[TokenId]]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    user: str | None = None
+
+
+class TokenizeRequest(Body):
+    """`POST /tokenize`, as llama.cpp's server."""
+
+    content: str
+    add_special: bool = False
+    parse_special: bool = True
+    with_pieces: bool = False
+
+
+class DetokenizeRequest(Body):
+    """`POST /detokenize`, as llama.cpp's server."""
+
+    tokens: list[TokenId]
+
+
+class ApplyTemplateRequest(Body):
+    """`POST /apply-template`, as llama.cpp's server."""
+
+    model: str | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False

@@ -1,0 +1,127 @@
+"""Sending: server-sent events from ready bytes, and noticing that a client has left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Coroutine
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import Request
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.responses import Response
+
+from llm_local.config import Settings
+from llm_local.engine.engine import Stream
+from llm_local.engine.types import Delta
+from llm_local.errors import LLMLocalError
+from llm_local.server.errors import internal
+
+T = TypeVar("T")
+
+DONE = b"data: [DONE]\n\n"
+PING_S = 15
+FIRST_DELTA_S = 10.0
+"""How long a streaming answer waits for its first delta, so that an error before it still has an HTTP status."""
+
+
+class ClientLeft(Exception):
+    """The connection is gone: there is nobody to answer."""
+
+
+def json_response(body: Any) -> Response:
+    """Return a JSON answer: UTF-8, nothing escaped that need not be."""
+    return Response(orjson.dumps(body), media_type="application/json")
+
+
+def event(body: Any) -> bytes:
+    """Return a server-sent event as ready bytes."""
+    return b"data: " + orjson.dumps(body) + b"\n\n"
+
+
+async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Run `work`, and cancel it when the client goes away first.
+
+    Raises:
+        ClientLeft: it did.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientLeft
+        return task.result()
+    finally:
+        await _cancel(task, gone)
+
+
+async def first_deltas(request: Request, stream: Stream) -> Awaitable[list[Delta]]:
+    """Wait a while for the first deltas; return them as something to await, done or not.
+
+    Raises:
+        ClientLeft: the client went away.
+        LLMLocalError: the request failed before its first delta.
+    """
+    first = asyncio.ensure_future(anext(stream, []))
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({first, gone}, timeout=FIRST_DELTA_S, return_when=asyncio.FIRST_COMPLETED)
+        if gone.done() and not first.done():
+            raise ClientLeft
+        if first.done():
+            first.result()
+    except BaseException:
+        await _cancel(first)
+        stream.close()
+        raise
+    finally:
+        await _cancel(gone)
+    return first
+
+
+async def all_deltas(first: Awaitable[list[Delta]], stream: Stream) -> AsyncIterator[list[Delta]]:
+    """Yield the first deltas, then the others."""
+    deltas = await first
+    if deltas:
+        yield deltas
+    async for deltas in stream:
+        yield deltas
+
+
+def sse(events: AsyncIterator[bytes], stream: Stream, settings: Settings) -> Response:
+    """Return the streaming answer: an error becomes an event without `[DONE]`, and the stream is closed in any case."""
+    return EventSourceResponse(
+        _guarded(events, stream),
+        ping=PING_S,
+        ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
+        sep="\n",
+        send_timeout=settings.send_timeout,
+        headers={"Cache-Control": "no-cache"},
+    )
+
+
+async def _guarded(events: AsyncIterator[bytes], stream: Stream) -> AsyncIterator[bytes]:
+    try:
+        async for data in events:
+            yield data
+    except LLMLocalError as error:
+        yield event(error.envelope())
+    except Exception as error:
+        yield event(internal(error).envelope())
+    finally:
+        stream.close()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _cancel(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        if not task.done():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task
