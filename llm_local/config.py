@@ -61,7 +61,7 @@ class Settings(BaseModel):
     threads: _optional(Count) = Field(None, description="CPU threads; unset: what this process may use")  # type: ignore[valid-type]
     batch_size: Annotated[int, Field(ge=1)] = Field(512, description="rows of one decode")
     ubatch_size: Annotated[int, Field(ge=1)] = Field(512, description="rows of one pass over the weights")
-    prefill_chunk: Count = Field(64, description="prompt rows of a decode in which answers are running")
+    prefill_chunk: Count = Field(32, description="prompt rows of a decode in which answers are running")
 
     chat_template: _optional(str) = Field(  # type: ignore[valid-type]
         None, description="chatml, qwen2, llama-3, gemma, or a Jinja file; unset: the GGUF's own"

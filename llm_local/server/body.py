@@ -53,7 +53,7 @@ def explain(error: ValidationError, value: Any, kind: type[BaseModel]) -> Reques
     """Return the error of the first wrong field, with its dotted path as `param`."""
     details = error.errors(include_url=False)
     unknown = next((detail for detail in details if detail["type"] == "extra_forbidden"), None)
-    first = unknown or details[0]
+    first = unknown or _deepest(details, value)
     path = _path(first, value)
     param = ".".join(str(part) for part in path)
     if first["type"] == "extra_forbidden":
@@ -61,11 +61,18 @@ def explain(error: ValidationError, value: Any, kind: type[BaseModel]) -> Reques
         hint = f" Did you mean '{near[0]}'?" if near else ""
         return UnknownParameter(f"Unknown parameter: '{param}'.{hint}", param=param)
     same = [_reason(detail) for detail in details if _path(detail, value) == path]
-    reasons = " or ".join(dict.fromkeys(same))
+    reasons = " or ".join(dict.fromkeys(same)).replace(" or must be ", " or ")
     if first["type"] == "missing":
         return RequestError(f"Missing required parameter: '{param}'.", param=param)
     found = "" if not path else f" (got {_shown(first['input'])})"
     return RequestError(f"Invalid value for '{param}': {reasons}{found}.", param=param or None)
+
+
+def _deepest(details: list[ErrorDetails], value: Any) -> ErrorDetails:
+    """Return the error of the first wrong field that goes deepest: of a union's branches, the one that fitted best."""
+    field = _path(details[0], value)[:1]
+    of_field = [detail for detail in details if _path(detail, value)[:1] == field]
+    return max(of_field, key=lambda detail: len(_path(detail, value)))
 
 
 def _check_media_type(request: Request) -> None:
@@ -119,8 +126,8 @@ def _reason(detail: ErrorDetails) -> str:
         return "is required"
     if detail["type"] == "value_error":
         return str(context["error"])
-    message = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    return f"must be {message}" if message != detail["msg"] else message[0].lower() + message[1:]
+    message = detail["msg"].replace("a valid integer", "an integer").replace("a valid ", "a ")
+    return message.replace("Input should", "must") if "Input" in message else message[0].lower() + message[1:]
 
 
 def _kind(value: Any) -> str:

@@ -129,9 +129,11 @@ def check_tokens(tokens: SequenceOf[int], vocabulary: Vocabulary, param: str) ->
     """
     for position, token in enumerate(tokens):
         if token >= vocabulary.n_vocab:
-            raise RequestError(
-                f"Token {token} is not in the vocabulary (0 to {vocabulary.n_vocab - 1}).", param=f"{param}.{position}"
-            )
+            raise RequestError(_not_in_vocabulary(token, vocabulary), param=f"{param}.{position}")
+
+
+def _not_in_vocabulary(token: int, vocabulary: Vocabulary) -> str:
+    return f"Token {token} is not in the vocabulary (0 to {vocabulary.n_vocab - 1})."
 
 
 def _logit_bias(biases: dict[str, Any], vocabulary: Vocabulary) -> tuple[tuple[int, float], ...]:
@@ -139,7 +141,8 @@ def _logit_bias(biases: dict[str, Any], vocabulary: Vocabulary) -> tuple[tuple[i
     for key, bias in biases.items():
         value = -math.inf if bias is False else float(bias)
         if key.isascii() and key.isdigit():
-            check_tokens([int(key)], vocabulary, "logit_bias")
+            if int(key) >= vocabulary.n_vocab:
+                raise RequestError(_not_in_vocabulary(int(key), vocabulary), param=f"logit_bias.{key}")
             out[int(key)] = value
         else:
             tokens = vocabulary.tokenize(key, add_special=False, parse_special=True)

@@ -33,7 +33,9 @@ async def running(backend: FakeBackend, **options: object) -> AsyncIterator[Engi
         assert not any(sampler.open for sampler in backend.samplers), "a sampler leaked"
 
 
-def request(prompt: tuple[int, ...], max_tokens: int = 16, params: SamplingParams = GREEDY, **fields) -> GenerationRequest:
+def request(
+    prompt: tuple[int, ...], max_tokens: int = 16, params: SamplingParams = GREEDY, **fields
+) -> GenerationRequest:
     return GenerationRequest(prompt, params, max_tokens, **fields)
 
 

@@ -1,0 +1,152 @@
+"""A server over a real socket, on the fake backend and a byte tokenizer."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+
+from llm_local.chat.template import ChatTemplate, named_template
+from llm_local.config import Settings
+from llm_local.engine.engine import Engine
+from llm_local.errors import ContextLengthExceeded
+from llm_local.server.app import create_app
+from llm_local.server.runtime import Loaded, Runtime, ServedModel
+from tests.fakes import END, N_VOCAB, FakeBackend
+
+
+class ByteVocabulary:
+    """Token n is the character n: one token a byte of Latin-1, UTF-8 bytes for the rest."""
+
+    n_vocab = N_VOCAB
+    adds_bos = False
+
+    def __init__(self) -> None:
+        self.special = {"eos": END}
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        return list(text.encode())
+
+    def tokenize_prompt(self, text: str) -> list[int]:
+        return self.tokenize(text)
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        return b"" if token == END else chr(token).encode()
+
+    def detokenize(self, tokens: list[int]) -> str:
+        return bytes(t for t in tokens if t != END).decode("utf-8", "replace")
+
+
+class FakeEmbeddings:
+    window = 64
+    n_embd = 8
+
+    async def embed(self, inputs: list[list[int]]) -> list[np.ndarray]:
+        out = []
+        for tokens in inputs:
+            vector = np.random.default_rng(sum(tokens)).normal(size=8)
+            out.append((vector / np.linalg.norm(vector)).astype(np.float32))
+        return out
+
+
+@dataclass
+class Served:
+    """A running server and what is inside it."""
+
+    url: str
+    backend: FakeBackend
+    runtime: Runtime
+    failures: list[bool] = field(default_factory=list)
+
+    @property
+    def engine(self) -> Engine:
+        assert self.runtime.loaded is not None
+        return self.runtime.loaded.engine
+
+    def wait_idle(self, timeout_s: float = 5.0) -> None:
+        end = time.monotonic() + timeout_s
+        while self.engine.n_open:
+            assert time.monotonic() < end, f"{self.engine.n_open} sequences are still open"
+            time.sleep(0.005)
+
+
+@contextmanager
+def serving(
+    backend: FakeBackend | None = None,
+    *,
+    window: int = 1024,
+    max_running: int = 4,
+    load: Callable[[], Loaded] | None = None,
+    wait: bool = True,
+    embeddings: Any = None,
+    **settings: Any,
+) -> Iterator[Served]:
+    """Run a server on a free port of 127.0.0.1, and stop it at the end."""
+    backend = backend or FakeBackend(n_ctx=2048, n_batch=256, n_slots=8, n_outputs=40)
+    chosen = Settings.model_validate(settings)
+
+    def load_fake() -> Loaded:
+        engine = Engine(
+            backend,
+            max_running=max_running,
+            queue_max=chosen.queue_max,
+            window=window,
+            prefill_chunk=32,
+            answer_reserve=64,
+        )
+        model = ServedModel("fake", ("alias",), ByteVocabulary(), window, "Q4_K_M", 123, 7, 8, embeds=True)
+        return Loaded(model, engine, ChatTemplate(named_template("chatml")), embeddings or FakeEmbeddings(), model)
+
+    runtime = Runtime(chosen, load or load_fake)
+    served = Served("", backend, runtime)
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(512)
+    served.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(runtime, lambda: served.failures.append(True)),
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=2,
+        )
+    )
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+    thread.start()
+    try:
+        end = time.monotonic() + 10
+        while wait and runtime.loaded is None and not served.failures:
+            assert time.monotonic() < end
+            time.sleep(0.002)
+        yield served
+    finally:
+        server.should_exit = True
+        thread.join(15)
+        assert not thread.is_alive()
+        listener.close()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    with serving() as served:
+        yield served
+
+
+@pytest.fixture
+def http(server: Served) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=10) as client:
+        yield client
+
+
+def over_limit(n: int, window: int) -> str:
+    return ContextLengthExceeded(n, window).message

@@ -1,0 +1,194 @@
+"""Completions, embeddings, models, tokens, documentation."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+
+from llm_local.engine.types import SamplingParams
+from tests.fakes import END, expected_tokens
+from tests.server.conftest import Served
+
+
+@pytest.fixture
+def client(server: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0, _strict_response_validation=True) as it:
+        yield it
+
+
+def continuation(prompt: str, max_tokens: int, **params: Any) -> str:
+    tokens = expected_tokens(tuple(prompt.encode()), SamplingParams(**params), max_tokens)
+    return "".join(chr(token) for token in tokens if token != END)
+
+
+def test_a_completion_continues_the_text(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="fake", prompt="Жили-были", max_tokens=9, temperature=0)
+    assert answer.object == "text_completion"
+    assert answer.choices[0].text == continuation("Жили-были", 9, temperature=0.0)
+
+
+def test_prompts_of_all_four_kinds(client: openai.OpenAI) -> None:
+    one = continuation("ab", 5, temperature=0.0)
+    two = continuation("cd", 5, temperature=0.0)
+    fields: dict[str, Any] = {"model": "fake", "max_tokens": 5, "temperature": 0}
+    for prompt, texts in (
+        ("ab", [one]),
+        (["ab", "cd"], [one, two]),
+        ([97, 98], [one]),
+        ([[97, 98], [99, 100]], [one, two]),
+    ):
+        answer = client.completions.create(prompt=prompt, **fields)  # type: ignore[arg-type]
+        assert [choice.text for choice in answer.choices] == texts
+        assert [choice.index for choice in answer.choices] == list(range(len(texts)))
+
+
+def test_streamed_completions_of_several_prompts(client: openai.OpenAI) -> None:
+    texts = {0: "", 1: ""}
+    # OpenAI's own chunks have a null finish_reason, too, which the SDK's strict type of a completion does not allow.
+    client = client.copy(_extra_kwargs={"_strict_response_validation": False})
+    for chunk in client.completions.create(
+        model="fake", prompt=["ab", "cd"], max_tokens=5, temperature=0, stream=True, echo=True
+    ):
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == {n: p + continuation(p, 5, temperature=0.0) for n, p in enumerate(("ab", "cd"))}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_echo_with_logprobs_scores_the_prompt(http: httpx.Client, stream: bool) -> None:
+    body = {"prompt": "abcdef", "max_tokens": 0, "echo": True, "logprobs": 2, "stream": stream}
+    answer = http.post("/v1/completions", json=body)
+    if stream:
+        import json
+
+        first = answer.text.split("\n")[0].removeprefix("data: ")
+        choice = json.loads(first)["choices"][0]
+    else:
+        choice = answer.json()["choices"][0]
+    assert choice["text"] == "abcdef"
+    scores = choice["logprobs"]
+    assert scores["tokens"] == list("abcdef")
+    assert scores["token_logprobs"][0] is None
+    assert all(value < 0 for value in scores["token_logprobs"][1:])
+    assert scores["text_offset"] == [0, 1, 2, 3, 4, 5]
+    assert scores["top_logprobs"][0] is None
+    assert len(scores["top_logprobs"][1]) in (2, 3)
+
+
+def test_offsets_of_echoed_text_count_characters(http: httpx.Client) -> None:
+    body = {"prompt": "яb", "max_tokens": 3, "echo": True, "logprobs": 0, "temperature": 0}
+    choice = http.post("/v1/completions", json=body).json()["choices"][0]
+    scores = choice["logprobs"]
+    assert scores["text_offset"][:4] == [0, 0, 1, 2] or scores["text_offset"][0] == 0
+    assert scores["text_offset"] == sorted(scores["text_offset"])
+
+
+def test_best_of_returns_the_likeliest(http: httpx.Client) -> None:
+    fields = {"prompt": "abc", "max_tokens": 6, "seed": 3, "temperature": 1}
+    every = http.post("/v1/completions", json={**fields, "n": 4, "logprobs": 0}).json()["choices"]
+    means = [sum(c["logprobs"]["token_logprobs"]) / len(c["logprobs"]["token_logprobs"]) for c in every]
+    best = http.post("/v1/completions", json={**fields, "n": 1, "best_of": 4}).json()["choices"]
+    assert [choice["text"] for choice in best] == [every[means.index(max(means))]["text"]]
+    assert best[0]["logprobs"] is None
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [300]}, "prompt.0"),
+        ({"prompt": [[1], [300]]}, "prompt.1.0"),
+        ({"prompt": "a", "best_of": 1, "n": 2}, "best_of"),
+        ({"prompt": "a", "best_of": 2, "stream": True}, "best_of"),
+        ({"prompt": "a", "suffix": "b"}, "suffix"),
+        ({"prompt": "a", "logprobs": 6}, "logprobs"),
+        ({"prompt": ["a"] * 400}, "prompt"),
+    ],
+)
+def test_wrong_completions_are_400(http: httpx.Client, body: dict[str, Any], param: str) -> None:
+    answer = http.post("/v1/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_embeddings_as_floats_and_as_base64(client: openai.OpenAI, http: httpx.Client) -> None:
+    answer = client.embeddings.create(model="fake", input=["да", "нет"], encoding_format="float")
+    again = http.post("/v1/embeddings", json={"input": ["да", "нет"], "encoding_format": "base64"}).json()
+    for item, other in zip(answer.data, again["data"], strict=True):
+        decoded = np.frombuffer(base64.b64decode(other["embedding"]), "<f4")
+        assert np.allclose(item.embedding, decoded)
+        assert abs(np.linalg.norm(decoded) - 1) < 1e-6
+    assert answer.usage.prompt_tokens == len("данет".encode())
+    # The SDK's default is base64, which it decodes itself (and its own strict validation refuses).
+    relaxed = client.copy(_extra_kwargs={"_strict_response_validation": False})
+    assert len(relaxed.embeddings.create(model="fake", input="да").data[0].embedding) == 8
+
+
+def test_dimensions_truncate_and_renormalise(client: openai.OpenAI) -> None:
+    full = np.array(client.embeddings.create(model="fake", input="да", encoding_format="float").data[0].embedding)
+    cut = np.array(
+        client.embeddings.create(model="fake", input="да", dimensions=3, encoding_format="float").data[0].embedding
+    )
+    assert np.allclose(cut, full[:3] / np.linalg.norm(full[:3]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "input"),
+        ({"input": ""}, "input"),
+        ({"input": []}, "input"),
+        ({"input": ["a", ""]}, "input.1"),
+        ({"input": [300]}, "input.0"),
+        ({"input": "a", "dimensions": 9}, "dimensions"),
+        ({"input": "a" * 65}, "input"),
+        ({"input": "a", "encoding_format": "hex"}, "encoding_format"),
+    ],
+)
+def test_wrong_embeddings_are_400(http: httpx.Client, body: dict[str, Any], param: str) -> None:
+    answer = http.post("/v1/embeddings", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_models_are_listed_and_found_by_alias(client: openai.OpenAI) -> None:
+    (model,) = client.models.list().data
+    assert model.id == "fake"
+    found = client.models.retrieve("alias")
+    assert found.id == "fake"
+    assert found.model_extra["context_window"] == 1024
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+
+
+def test_tokenize_and_back(http: httpx.Client) -> None:
+    tokens = http.post("/tokenize", json={"content": "да"}).json()["tokens"]
+    assert tokens == list("да".encode())
+    assert http.post("/detokenize", json={"tokens": tokens}).json() == {"content": "да"}
+    pieces = http.post("/tokenize", json={"content": "a", "with_pieces": True}).json()["tokens"]
+    assert pieces == [{"id": 97, "piece": "a"}]
+    assert http.post("/detokenize", json={"tokens": [999]}).status_code == 400
+
+
+def test_openai_routes_are_served_without_v1_too(http: httpx.Client) -> None:
+    assert http.get("/models").status_code == 200
+    assert (
+        http.post(
+            "/chat/completions", json={"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+        ).status_code
+        == 200
+    )
+
+
+def test_the_documentation_names_every_route_and_field(http: httpx.Client) -> None:
+    document = http.get("/openapi.json").json()
+    assert {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/health"} <= set(
+        document["paths"]
+    )
+    assert "temperature" in document["components"]["schemas"]["ChatRequest"]["properties"]
+    assert http.get("/docs").status_code == 200
