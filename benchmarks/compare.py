@@ -174,14 +174,16 @@ async def main() -> None:
                 [percentile(r.gaps, 0.99) * 1e3 for r in runs],
             ]
             print(f"{name:12} " + " ".join(f"{spread(column):>22}" for column in columns))
-            report["runs"].append({"clients": clients, "server": name, "tok_s": columns[0], "ttft_p50_ms": columns[1], "gap_p50_ms": columns[2], "gap_p99_ms": columns[3]})  # fmt: skip
+            names = ("tok_s", "ttft_p50_ms", "gap_p50_ms", "gap_p99_ms")
+            report["runs"].append({"clients": clients, "server": name, **dict(zip(names, columns, strict=True))})
         for name in list(servers)[1:]:
             pairs = list(zip(rounds[base], rounds[name], strict=True))
             rate = [a.rate / b.rate for a, b in pairs]
             ttft = [percentile(a.ttft, 0.5) / percentile(b.ttft, 0.5) for a, b in pairs]
             gap = [percentile(a.gaps, 0.99) / percentile(b.gaps, 0.99) for a, b in pairs]
             print(f"{base}/{name}: tok/s {spread(rate)}  TTFT p50 {spread(ttft)}  gap p99 {spread(gap)}")
-            report["runs"].append({"clients": clients, "ratio": f"{base}/{name}", "tok_s": rate, "ttft_p50": ttft, "gap_p99": gap})  # fmt: skip
+            ratios = {"tok_s": rate, "ttft_p50": ttft, "gap_p99": gap}
+            report["runs"].append({"clients": clients, "ratio": f"{base}/{name}", **ratios})
     if pids:
         print("\nresident memory, MB: " + ", ".join(f"{name} {rss_mb(pid):.0f}" for name, pid in pids.items()))
         report["rss_mb"] = {name: rss_mb(pid) for name, pid in pids.items()}

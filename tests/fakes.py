@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from functools import lru_cache
 
 import numpy as np
 
@@ -20,6 +21,7 @@ END = 256
 N_VOCAB = 257
 
 
+@lru_cache(100_000)
 def next_logits(history: tuple[int, ...]) -> np.ndarray:
     """Logits that depend on every token of the history."""
     seed = int.from_bytes(hashlib.blake2b(repr(history).encode(), digest_size=8).digest(), "little")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import sys
 from typing import Any
@@ -75,6 +76,9 @@ def serve(settings: Settings) -> int:
     log.info("listening on http://%s:%d, loading %s", host, port, path.name)
     if host not in ("127.0.0.1", "::1") and not settings.api_keys:
         log.warning("anyone who reaches %s:%d can use this server: set LLM_API_KEYS", host, port)
+    # Uvicorn raises the signal that stopped it once more when it is done; the exit code is ours to give.
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, lambda *_: None)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(server.serve(sockets=[listener]))
     if isinstance(runtime.failed, StartupError):
@@ -106,7 +110,7 @@ def _bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = error.strerror or str(error)
         raise StartupError(
-            f"cannot listen on {host}:{port}: {reason}; choose another with --port or LLM_PORT"
+            f"cannot listen on {host}:{port}: {reason}; choose another with --host and --port, or LLM_HOST and LLM_PORT"
         ) from None
     listener.setblocking(False)
     return listener

@@ -175,7 +175,7 @@ class Scheduler:
 def _even_part(n: int, room: int) -> int:
     """Return the first of the fewest parts of `n` that fit `room`, all about the same size.
 
-    A step costs by the row, so that 40 tokens in a room of 32 are read as 20 + 20: the same work, a shorter longest step.
+    A step costs by the row: 40 tokens in a room of 32 are read as 20 + 20, which is the same work in shorter steps.
     """
     if room <= 0:
         return 0

@@ -45,9 +45,10 @@ class TextStream:
         return text
 
     def _release(self, text: str) -> str:
-        found = [(at, -len(stop), stop) for stop in self._stops if (at := text.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
-            at, _, self.stopped_by = min(found)
+            # The one that is complete first, so that the answer does not depend on how the text is cut into tokens.
+            _, at, self.stopped_by = min(found)
             self._held = text[at:]
             return text[:at]
         keep = max(_overlap(text, stop) for stop in self._stops)

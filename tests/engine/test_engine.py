@@ -67,11 +67,7 @@ def check_accounting(engine: Engine, backend: FakeBackend) -> None:
         assert list(slot.tokens[: slot.length]) == backend.tokens[slot.id]
 
 
-def ascii_only(params: SamplingParams) -> SamplingParams:
-    return params
-
-
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(30))
 def test_an_answer_is_the_same_alone_batched_chunked_warm_shared_and_preempted(seed: int) -> None:
     """Random traffic with common prefixes, small caches, clients that leave: each answer is what no engine gives."""
     choose = random.Random(seed)
@@ -105,7 +101,7 @@ def test_an_answer_is_the_same_alone_batched_chunked_warm_shared_and_preempted(s
                 tokens = await sampled(stream)
                 assert tokens == without_end(expected_tokens(prompt, params, max_tokens))
 
-            await asyncio.wait_for(asyncio.gather(*[client(number) for number in range(24)]), 20)
+            await asyncio.wait_for(asyncio.gather(*[client(number) for number in range(20)]), 20)
             await settle(engine)
             check_accounting(engine, backend)
             assert engine.n_open == 0

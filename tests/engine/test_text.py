@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_local.engine.text import LogprobQueue, TextStream
 from llm_local.engine.types import TokenLogprob
 
+TEXTS = st.text(alphabet="abП🙂é", max_size=30)
+STOPS = st.lists(st.text(alphabet="abП🙂", min_size=1, max_size=4), max_size=3)
+CUTS = st.lists(st.integers(0, 200))
+
 
 def pieces_of(data: bytes, cuts: list[int]) -> list[bytes]:
     edges = sorted({0, len(data), *[cut % (len(data) + 1) for cut in cuts]})
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in itertools.pairwise(edges)]
 
 
-@given(st.text(alphabet="abП🙂é", max_size=30), st.lists(st.text(alphabet="abП🙂", min_size=1, max_size=4), max_size=3), st.lists(st.integers(0, 200)))  # fmt: skip
-def test_text_is_cut_at_the_first_stop_string_however_it_is_split(text: str, stops: list[str], cuts: list[int]) -> None:
+@given(TEXTS, STOPS, CUTS)
+def test_text_is_cut_at_the_stop_string_that_is_complete_first_however_it_is_split(
+    text: str, stops: list[str], cuts: list[int]
+) -> None:
     stream, out = TextStream(stops), ""
     for piece in pieces_of(text.encode(), cuts):
         out += stream.push(piece)
@@ -23,12 +31,12 @@ def test_text_is_cut_at_the_first_stop_string_however_it_is_split(text: str, sto
         if stream.stopped_by is not None:
             break
     out += stream.flush()
-    ends = [text.find(stop) for stop in stops if stop in text]
-    assert out == (text[: min(ends)] if ends else text)
+    ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+    assert out == (text[: min(ends)[1]] if ends else text)
     assert (stream.stopped_by is not None) == bool(ends)
 
 
-@given(st.text(alphabet="abП🙂é", max_size=30), st.lists(st.text(alphabet="abП🙂", min_size=1, max_size=4), max_size=3), st.lists(st.integers(0, 200)))  # fmt: skip
+@given(TEXTS, STOPS, CUTS)
 def test_the_bytes_of_released_logprobs_join_to_the_text(text: str, stops: list[str], cuts: list[int]) -> None:
     stream, queue, out, entries = TextStream(stops), LogprobQueue(), "", []
     for piece in pieces_of(text.encode(), cuts):

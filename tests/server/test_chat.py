@@ -20,7 +20,7 @@ MESSAGES: list[Any] = [{"role": "user", "content": "Привет"}]
 PROMPT = "<|im_start|>user\nПривет<|im_end|>\n<|im_start|>assistant\n"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(server: Served) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(
         base_url=f"{server.url}/v1", api_key="none", max_retries=0, _strict_response_validation=True
@@ -167,7 +167,8 @@ def test_null_is_the_same_as_leaving_out(http: httpx.Client) -> None:
 
 def test_harmless_fields_are_accepted(http: httpx.Client) -> None:
     body = {
-        "messages": MESSAGES, "max_tokens": 1, "user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "auto",
+        "messages": MESSAGES, "max_tokens": 1, "user": "u", "metadata": {"a": "b"}, "store": True,
+        "service_tier": "auto",
         "prompt_cache_key": "k", "safety_identifier": "s", "reasoning_effort": "low", "verbosity": "low",
         "modalities": ["text"], "audio": {"voice": "x"}, "response_format": {"type": "text"}, "tool_choice": "none",
         "prediction": {"type": "content", "content": "abc"}, "parallel_tool_calls": True,

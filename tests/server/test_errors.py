@@ -166,7 +166,7 @@ def test_a_body_over_the_limit_is_413_whether_its_length_is_declared_or_not() ->
 
 
 def test_keys_are_asked_for_everywhere_but_on_health() -> None:
-    with serving(api_keys="alpha,beta") as served, httpx.Client(base_url=served.url) as http:
+    with serving(api_keys="alpha,beta") as served, httpx.Client(base_url=served.url, verify=False) as http:
         for headers in (
             {},
             {"authorization": "Bearer nope"},
@@ -185,7 +185,7 @@ def test_keys_are_asked_for_everywhere_but_on_health() -> None:
 def test_a_full_queue_is_429_with_retry_after() -> None:
     with serving(max_running=1, queue_max=0) as served:
         served.backend.delay_s = 0.01
-        with httpx.Client(base_url=served.url) as http:
+        with httpx.Client(base_url=served.url, verify=False) as http:
             body = {"messages": MESSAGES, "max_tokens": 400, "ignore_eos": True, "stream": True}
             with http.stream("POST", CHAT, json=body) as running:
                 next(running.iter_lines())
@@ -196,7 +196,7 @@ def test_a_full_queue_is_429_with_retry_after() -> None:
 
 
 def test_a_deadline_is_504_before_the_first_byte_and_an_event_after_it() -> None:
-    with serving(max_running=1) as served, httpx.Client(base_url=served.url, timeout=20) as http:
+    with serving(max_running=1) as served, httpx.Client(base_url=served.url, timeout=20, verify=False) as http:
         served.backend.delay_s = 0.01
         body = {"messages": MESSAGES, "max_tokens": 400, "ignore_eos": True, "timeout": 0.2}
         answer = http.post(CHAT, json=body)

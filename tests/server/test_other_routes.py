@@ -16,7 +16,7 @@ from tests.fakes import END, expected_tokens
 from tests.server.conftest import Served
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(server: Served) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0, _strict_response_validation=True) as it:
         yield it

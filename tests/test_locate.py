@@ -1,0 +1,44 @@
+"""From a model's name to its file and its name in the API."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llm_local.errors import StartupError
+from llm_local.models.locate import locate, quantization, served_name
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "quant"),
+    [
+        ("qwen2.5-7b-instruct-q5_k_m-00001-of-00002.gguf", "qwen2.5-7b-instruct", "Q5_K_M"),
+        ("Qwen2.5-7B-Instruct-Q5_K_M.gguf", "qwen2.5-7b-instruct", "Q5_K_M"),
+        ("qwen2.5-7b-instruct-fp16-00001-of-00004.gguf", "qwen2.5-7b-instruct", "FP16"),
+        ("Meta-Llama-3.1-8B-Instruct-IQ4_XS.gguf", "meta-llama-3.1-8b-instruct", "IQ4_XS"),
+        ("SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2-135m-instruct", "Q4_1"),
+        ("my-model.gguf", "my-model", None),
+    ],
+)
+def test_the_api_name_is_the_file_name_without_shard_and_quantization(file: str, name: str, quant: str | None) -> None:
+    assert served_name(Path(file)) == name
+    assert quantization(Path(file)) == quant
+
+
+def test_a_name_is_found_as_path_in_the_folder_with_and_without_suffix_and_in_shards(tmp_path: Path) -> None:
+    for name in ("a.gguf", "big-00001-of-00002.gguf", "big-00002-of-00002.gguf"):
+        (tmp_path / name).touch()
+    assert locate(str(tmp_path / "a.gguf"), Path("nowhere")) == tmp_path / "a.gguf"
+    assert locate("a.gguf", tmp_path) == locate("a", tmp_path) == tmp_path / "a.gguf"
+    assert locate("big.gguf", tmp_path) == locate("big", tmp_path) == tmp_path / "big-00001-of-00002.gguf"
+    assert locate("big-00002-of-00002.gguf", tmp_path) == tmp_path / "big-00001-of-00002.gguf"
+
+
+def test_what_is_missing_says_where_it_looked_and_what_is_near(tmp_path: Path) -> None:
+    (tmp_path / "qwen2.5-7b-q4.gguf").touch()
+    with pytest.raises(StartupError, match=r"did you mean qwen2.5-7b-q4.gguf\?"):
+        locate("qwen2.5-7b-q5.gguf", tmp_path)
+    (tmp_path / "big-00001-of-00002.gguf").touch()
+    with pytest.raises(StartupError, match=r"1 are missing, first big-00002-of-00002\.gguf"):
+        locate("big", tmp_path)
