@@ -64,6 +64,7 @@ class FakeBackend:
         self.rows_computed = 0
         self.batches: list[list[tuple[int, int]]] = []
         self.fail_with: Exception | None = None
+        self.fail_after_rows: int | None = None
         self.delay_s = 0.0
         self.closed = False
         self._logits: dict[int, np.ndarray] = {}
@@ -84,6 +85,10 @@ class FakeBackend:
         assert int(batch.outputs[: batch.n_rows].sum()) <= self.n_outputs
         self._logits = {}
         for row in range(batch.n_rows):
+            if row == self.fail_after_rows:
+                # As llama_decode below -1: what was processed so far stays in the native cache.
+                self.fail_after_rows = None
+                raise DecodeFailed("boom")
             slot, position = int(batch.slots[row]), int(batch.positions[row])
             assert 0 <= slot < self.n_slots
             if position != len(self.tokens[slot]):

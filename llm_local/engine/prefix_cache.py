@@ -140,6 +140,11 @@ class PrefixCache:
         slot.length = length
         self._memory.trim(slot.id, length)
 
+    def drop(self, slot: Slot) -> None:
+        """Empty a slot whose native contents are not known, whatever the accounting says of them."""
+        self.trim(slot, 0)
+        self._memory.trim(slot.id, 0)
+
     def _share(self, source: Slot, target: Slot, length: int) -> None:
         target.tokens[:length] = source.tokens[:length]
         target.cells[:length] = source.cells[:length]

@@ -85,7 +85,7 @@ class Scheduler:
 
     def forget(self, sequence: Sequence) -> None:
         """Drop what the sequence has in the KV cache, which is not known to be right any more."""
-        self.cache.trim(self.cache.slots[sequence.slot], 0)
+        self.cache.drop(self.cache.slots[sequence.slot])
 
     def _release(self, sequence: Sequence) -> None:
         slot = self.cache.slots[sequence.slot]

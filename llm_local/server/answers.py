@@ -36,12 +36,9 @@ class Choice:
 async def fold(stream: Stream, n: int) -> list[Choice]:
     """Read a stream to its end. A non-streaming answer is this fold over the same deltas."""
     choices = [Choice() for _ in range(n)]
-    try:
-        async for deltas in stream:
-            for delta in deltas:
-                choices[delta.index].add(delta)
-    finally:
-        stream.close()
+    async for deltas in stream:
+        for delta in deltas:
+            choices[delta.index].add(delta)
     return choices
 
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from llm_local.engine.engine import Stream
 from llm_local.engine.types import Delta, Progress, Usage
 from llm_local.errors import RequestError, UnsupportedParameter
-from llm_local.server.answers import Choice, Envelope, chat_logprobs, fold, timings_json, usage_json
+from llm_local.server.answers import Choice, Envelope, chat_logprobs, timings_json, usage_json
 from llm_local.server.body import read_body
 from llm_local.server.generation import check_served, generation_requests
 from llm_local.server.requestlog import log_finished
@@ -27,7 +27,7 @@ from llm_local.server.schema import (
     ToolCall,
     ToolMessage,
 )
-from llm_local.server.stream import DONE, all_deltas, event, first_deltas, json_response, sse, unless_client_leaves
+from llm_local.server.stream import DONE, all_deltas, event, first_deltas, json_response, sse, whole_answer
 
 
 async def chat_completions(request: Request) -> Response:
@@ -51,7 +51,7 @@ async def chat_completions(request: Request) -> Response:
     )
     stream = loaded.engine.submit(requests)
     if not body.stream:
-        choices = await unless_client_leaves(request, fold(stream, body.n))
+        choices = await whole_answer(request, stream, body.n)
         log_finished(request, [choice.usage for choice in choices], [choice.finish for choice in choices])
         return json_response(_answer(envelope, body, choices))
     first = await first_deltas(request, stream)

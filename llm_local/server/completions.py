@@ -12,14 +12,14 @@ from starlette.responses import Response
 from llm_local.engine.engine import Stream
 from llm_local.engine.types import Delta, TokenLogprob, Usage
 from llm_local.errors import RequestError
-from llm_local.server.answers import Choice, Envelope, completion_logprobs, fold, timings_json, usage_json
+from llm_local.server.answers import Choice, Envelope, completion_logprobs, timings_json, usage_json
 from llm_local.server.body import read_body
 from llm_local.server.chat import progress_json
 from llm_local.server.generation import check_served, check_tokens, generation_requests
 from llm_local.server.requestlog import log_finished
 from llm_local.server.runtime import Runtime, Vocabulary
 from llm_local.server.schema import CompletionRequest
-from llm_local.server.stream import DONE, all_deltas, event, first_deltas, json_response, sse, unless_client_leaves
+from llm_local.server.stream import DONE, all_deltas, event, first_deltas, json_response, sse, whole_answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ async def completions(request: Request) -> Response:
         )
     stream = loaded.engine.submit(requests)
     if not body.stream:
-        choices = await unless_client_leaves(request, fold(stream, len(requests)))
+        choices = await whole_answer(request, stream, len(requests))
         log_finished(request, [choice.usage for choice in choices], [choice.finish for choice in choices])
         return json_response(_answer(envelope, body, prompts, choices, best_of))
     first = await first_deltas(request, stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Sequence as SequenceOf
 from typing import Any
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from fastapi import Request
 from starlette.responses import Response
 
-from llm_local.errors import ContextLengthExceeded, RequestError
+from llm_local.errors import ContextLengthExceeded, DeadlineExceeded, QueueFull, RequestError
 from llm_local.server.body import read_body
 from llm_local.server.generation import check_tokens
 from llm_local.server.runtime import Embeddings, Runtime, Vocabulary
@@ -32,7 +33,7 @@ async def embeddings(request: Request) -> Response:
             f"'dimensions' is {body.dimensions}, but vectors of this model have {embedder.n_embd}.", param="dimensions"
         )
     inputs = await runtime.in_worker(_inputs, body, model.vocabulary, embedder)
-    vectors = await unless_client_leaves(request, embedder.embed(inputs))
+    vectors = await unless_client_leaves(request, _embed(runtime, embedder, inputs))
     n_tokens = sum(len(tokens) for tokens in inputs)
     return json_response(
         {
@@ -45,6 +46,21 @@ async def embeddings(request: Request) -> Response:
             "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
         }
     )
+
+
+async def _embed(runtime: Runtime, embedder: Embeddings, inputs: list[list[int]]) -> list[Any]:
+    """Embed within the queue's limit and the request's deadline."""
+    settings = runtime.settings
+    if runtime.n_embedding > settings.queue_max:
+        raise QueueFull(f"The server is busy: {runtime.n_embedding} embedding requests wait.", retry_after_s=1)
+    runtime.n_embedding += 1
+    try:
+        async with asyncio.timeout(settings.request_timeout):
+            return await embedder.embed(inputs)
+    except TimeoutError:
+        raise DeadlineExceeded("The request's deadline passed.") from None
+    finally:
+        runtime.n_embedding -= 1
 
 
 def _inputs(body: EmbeddingRequest, vocabulary: Vocabulary, embedder: Embeddings) -> list[list[int]]:

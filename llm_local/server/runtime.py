@@ -111,6 +111,7 @@ class Runtime:
     Attributes:
         load: loads the weights; called once, on a thread of its own.
         failed: why loading failed.
+        n_embedding: embedding requests that run or wait.
     """
 
     settings: Settings
@@ -118,6 +119,7 @@ class Runtime:
     loaded: Loaded | None = None
     failed: LLMLocalError | None = None
     started_at: float = field(default_factory=time.time)
+    n_embedding: int = 0
     workers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(WORKERS, "worker"))
 
     @property

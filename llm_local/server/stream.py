@@ -11,11 +11,13 @@ import orjson
 from fastapi import Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from llm_local.config import Settings
 from llm_local.engine.engine import Stream
 from llm_local.engine.types import Delta
 from llm_local.errors import LLMLocalError
+from llm_local.server.answers import Choice, fold
 from llm_local.server.errors import internal
 
 T = TypeVar("T")
@@ -90,10 +92,24 @@ async def all_deltas(first: Awaitable[list[Delta]], stream: Stream) -> AsyncIter
         yield deltas
 
 
+async def whole_answer(request: Request, stream: Stream, n: int) -> list[Choice]:
+    """Read the stream of `n` sequences to its end.
+
+    Raises:
+        ClientLeft: the client went away.
+        LLMLocalError: one of the sequences failed.
+    """
+    try:
+        return await unless_client_leaves(request, fold(stream, n))
+    finally:
+        stream.close()
+
+
 def sse(events: AsyncIterator[bytes], stream: Stream, settings: Settings) -> Response:
-    """Return the streaming answer: an error becomes an event without `[DONE]`, and the stream is closed in any case."""
-    return EventSourceResponse(
-        _guarded(events, stream),
+    """Return the streaming answer; an error becomes an event without `[DONE]`."""
+    return _Sse(
+        stream,
+        _guarded(events),
         ping=PING_S,
         ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
         sep="\n",
@@ -102,7 +118,21 @@ def sse(events: AsyncIterator[bytes], stream: Stream, settings: Settings) -> Res
     )
 
 
-async def _guarded(events: AsyncIterator[bytes], stream: Stream) -> AsyncIterator[bytes]:
+class _Sse(EventSourceResponse):
+    """Closes the stream however it ends, also when the client is gone before the first event was asked for."""
+
+    def __init__(self, stream: Stream, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._stream.close()
+
+
+async def _guarded(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     try:
         async for data in events:
             yield data
@@ -110,8 +140,6 @@ async def _guarded(events: AsyncIterator[bytes], stream: Stream) -> AsyncIterato
         yield event(error.envelope())
     except Exception as error:
         yield event(internal(error).envelope())
-    finally:
-        stream.close()
 
 
 async def _disconnected(request: Request) -> None:

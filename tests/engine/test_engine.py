@@ -299,6 +299,22 @@ def test_a_failed_batch_fails_only_its_own_sequences() -> None:
     asyncio.run(scenario())
 
 
+def test_rows_that_a_failed_batch_left_behind_are_forgotten() -> None:
+    async def scenario() -> None:
+        backend = FakeBackend()
+        async with running(backend) as engine:
+            backend.fail_after_rows = 2
+            with pytest.raises(DecodeFailed):
+                await collect(engine.submit([request((1, 2, 3), 5)]))
+            check_accounting(engine, backend)
+            params = SamplingParams(temperature=0.0, logprobs=0)
+            for prompt in ((1, 2, 3), (4, 5), (1, 2, 9)):
+                tokens = await sampled(engine.submit([request(prompt, 5, params)]))
+                assert tokens == without_end(expected_tokens(prompt, params, 5))
+
+    asyncio.run(scenario())
+
+
 def test_a_dead_engine_is_loud() -> None:
     async def scenario() -> None:
         backend = FakeBackend()

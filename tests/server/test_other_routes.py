@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from llm_local.engine.types import SamplingParams
 from tests.fakes import END, expected_tokens
-from tests.server.conftest import Served
+from tests.server.conftest import FakeEmbeddings, Served, serving
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +155,21 @@ def test_dimensions_truncate_and_renormalise(client: openai.OpenAI) -> None:
 def test_wrong_embeddings_are_400(http: httpx.Client, body: dict[str, Any], param: str) -> None:
     answer = http.post("/v1/embeddings", json=body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_embeddings_have_a_queue_and_a_deadline() -> None:
+    class Stuck(FakeEmbeddings):
+        async def embed(self, inputs: list[list[int]]) -> list[np.ndarray]:
+            await asyncio.sleep(30)
+            return []
+
+    async def scenario(url: str) -> list[int]:
+        async with httpx.AsyncClient(base_url=url) as http:
+            posts = [http.post("/v1/embeddings", json={"input": "a"}) for _ in range(6)]
+            return sorted(answer.status_code for answer in await asyncio.gather(*posts))
+
+    with serving(embeddings=Stuck(), queue_max=2, request_timeout=0.3) as served:
+        assert asyncio.run(scenario(served.url)) == [429, 429, 429, 504, 504, 504]
 
 
 def test_models_are_listed_and_found_by_alias(client: openai.OpenAI) -> None:
