@@ -14,9 +14,10 @@ from llm_local.engine.backend import Logits, NoRoom
 from llm_local.engine.batch import Batch
 from llm_local.engine.types import SamplingParams, Token
 from llm_local.errors import DecodeFailed, StartupError
+from llm_local.llama.candidates import Candidates
 from llm_local.llama.logs import native_log
 from llm_local.llama.model import LlamaModel
-from llm_local.llama.sampler import LlamaSampler
+from llm_local.llama.sampler import LlamaSampler, row_logits
 
 MAX_SLOTS = 256
 """LLAMA_MAX_SEQ of llama.cpp: most sequences of one context."""
@@ -116,6 +117,7 @@ class LlamaBackend:
         self.n_outputs = native.n_outputs_max
         self.can_share = not model.is_recurrent
         self._end_tokens = model.end_tokens
+        self._candidates = Candidates(model.n_vocab)
 
     def decode(self, batch: Batch) -> None:
         """Compute the batch; see `Backend.decode`."""
@@ -133,10 +135,7 @@ class LlamaBackend:
 
     def logits(self, row: int) -> Logits:
         """Return the logits of a row; see `Backend.logits`."""
-        pointer = llama_cpp.llama_get_logits_ith(self._context, row)
-        if not pointer:
-            raise RuntimeError(f"row {row} of the last batch has no logits")
-        return np.ctypeslib.as_array(pointer, (self._model.n_vocab,))
+        return row_logits(self._context, row, self._model.n_vocab)
 
     def trim(self, slot: int, length: int) -> None:
         """Forget the end of a slot; see `Backend.trim`."""
@@ -149,7 +148,7 @@ class LlamaBackend:
 
     def new_sampler(self, params: SamplingParams, prompt: tuple[Token, ...]) -> LlamaSampler:
         """Build a sampler chain over this context's logits."""
-        return LlamaSampler(self._model, self._context, params, prompt, self.n_ctx)
+        return LlamaSampler(self._model, self._context, self._candidates, params, prompt, self.n_ctx)
 
     def piece(self, token: Token) -> bytes:
         """Return the bytes of a token in an answer."""

@@ -1,8 +1,8 @@
 """`SamplingParams` to a `llama_sampler` chain, built once per request. Sampling runs on the engine thread.
 
-Order of the chain, as in llama.cpp's `common_sampler_init`: biases, penalties, DRY, then truncation from the cheapest
-cut (`top_k`) to the dearest, XTC, temperature and the draw. A chain over 152k tokens costs 0.3 ms with `top_k` first
-and 6 to 10 ms with `top_p` alone.
+Order of the chain, as in llama.cpp's `common_sampler_init`: biases, penalties, DRY, then truncation (`top_k`, typical,
+`top_p`, `min_p`), XTC, temperature and the draw. `candidates.py` keeps the chain from walking over tokens that
+cannot be chosen.
 """
 
 from __future__ import annotations
@@ -10,13 +10,23 @@ from __future__ import annotations
 import ctypes
 import math
 import secrets
-from collections.abc import Callable
 from typing import Any
 
 import llama_cpp
+import numpy as np
 
+from llm_local.engine.backend import Logits
 from llm_local.engine.types import SamplingParams, Token
+from llm_local.llama.candidates import Candidates, Chain, NarrowedSampling, rule_of
 from llm_local.llama.model import LlamaModel
+
+NARROW_FROM = 8192
+"""Half the size of a vocabulary that is worth narrowing."""
+
+# Held lock: a look-up of a microsecond, once a token.
+_get_logits = ctypes.PyDLL(llama_cpp.llama_cpp._lib._name).llama_get_logits_ith
+_get_logits.argtypes = [llama_cpp.llama_context_p_ctypes, ctypes.c_int32]
+_get_logits.restype = ctypes.c_void_p
 
 MIROSTAT_M = 100
 """Tokens that Mirostat 1 estimates its slope from (the paper's value, arXiv:2007.14966)."""
@@ -28,17 +38,29 @@ class LlamaSampler:
     Args:
         model: whose vocabulary is sampled.
         context: native context that holds the logits.
+        candidates: array shared by all samplers of the context.
         params: what to build.
         prompt: its last tokens are what `repeat_penalty` and DRY have seen before the first sample.
         n_ctx: what a window of -1 means.
     """
 
     def __init__(
-        self, model: LlamaModel, context: Any, params: SamplingParams, prompt: tuple[Token, ...], n_ctx: int
+        self,
+        model: LlamaModel,
+        context: Any,
+        candidates: Candidates,
+        params: SamplingParams,
+        prompt: tuple[Token, ...],
+        n_ctx: int,
     ) -> None:
         self._context = context
-        self._sample: Callable[[Any, Any, int], int] = llama_cpp.llama_sampler_sample
+        self._n_vocab = model.n_vocab
         self._chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+        self._samplers = Chain(self._chain, [], [])
+        self._seed = secrets.randbits(32) if params.seed is None else params.seed % 2**32
+        # 0xFFFFFFFF asks llama.cpp for a random seed, which would make that one seed not repeatable.
+        self._seed = 0 if self._seed == llama_cpp.LLAMA_DEFAULT_SEED else self._seed
+        self._edited: list[Token] = []
         try:
             self._add_biases(model, params)
             self._add_penalties(model, params, prompt, n_ctx)
@@ -46,10 +68,21 @@ class LlamaSampler:
         except BaseException:
             self.close()
             raise
+        rule = rule_of(params)
+        self._narrowed: NarrowedSampling | None = None
+        if rule is not None and model.n_vocab > 2 * NARROW_FROM:
+            self._narrowed = NarrowedSampling(candidates, self._samplers, params, rule, self._edited, self._seed)
 
     def sample(self, row: int) -> Token:
         """Choose the token after output row `row` of the last decode; the chain remembers it."""
-        return self._sample(self._chain, self._context, row)
+        if self._narrowed is not None:
+            token = self._narrowed.sample(row_logits(self._context, row, self._n_vocab))
+            if token is not None:
+                return token
+        token = int(llama_cpp.llama_sampler_sample(self._chain, self._context, row))
+        if self._narrowed is not None:
+            self._narrowed.note(token)
+        return token
 
     def close(self) -> None:
         """Free the chain and its samplers."""
@@ -57,11 +90,12 @@ class LlamaSampler:
             llama_cpp.llama_sampler_free(self._chain)
             self._chain = None
 
-    def _add(self, sampler: Any) -> Any:
+    def _add(self, sampler: Any, *, edits: bool = False) -> Any:
         # A NULL in a chain ends the process at the first sample.
         if not sampler:
             raise RuntimeError("llama.cpp could not build a sampler")
         llama_cpp.llama_sampler_chain_add(self._chain, sampler)
+        (self._samplers.edits if edits else self._samplers.choosers).append(_address(sampler))
         return sampler
 
     def _add_biases(self, model: LlamaModel, params: SamplingParams) -> None:
@@ -73,17 +107,19 @@ class LlamaSampler:
             array = (llama_cpp.llama_logit_bias * len(biases))(
                 *(llama_cpp.llama_logit_bias(*b) for b in biases.items())
             )
-            self._add(llama_cpp.llama_sampler_init_logit_bias(model.n_vocab, len(biases), array))
+            self._add(llama_cpp.llama_sampler_init_logit_bias(model.n_vocab, len(biases), array), edits=True)
+            self._edited += biases
 
     def _add_penalties(self, model: LlamaModel, params: SamplingParams, prompt: tuple[Token, ...], n_ctx: int) -> None:
         """Add `repeat_penalty` and DRY, which look back into the prompt, and OpenAI's, which do not."""
         repeat_n = n_ctx if params.repeat_last_n < 0 else min(params.repeat_last_n, n_ctx)
         if params.repeat_penalty != 1.0 and repeat_n:
             repeat = llama_cpp.llama_sampler_init_penalties(model.n_vocab, repeat_n, params.repeat_penalty, 0.0, 0.0)
-            _accept(self._add(repeat), prompt[-repeat_n:])
+            self._accept(self._add(repeat, edits=True), prompt[-repeat_n:])
         if params.presence_penalty or params.frequency_penalty:
             frequency, presence = params.frequency_penalty, params.presence_penalty
-            self._add(llama_cpp.llama_sampler_init_penalties(model.n_vocab, n_ctx, 1.0, frequency, presence))
+            penalty = llama_cpp.llama_sampler_init_penalties(model.n_vocab, n_ctx, 1.0, frequency, presence)
+            self._add(penalty, edits=True)
         dry_n = n_ctx if params.dry_penalty_last_n < 0 else min(params.dry_penalty_last_n, n_ctx)
         if params.dry_multiplier and dry_n:
             breakers = [text.encode() for text in params.dry_sequence_breakers]
@@ -96,15 +132,18 @@ class LlamaSampler:
                 (ctypes.c_char_p * len(breakers))(*breakers),
                 len(breakers),
             )
-            _accept(self._add(dry), prompt[-dry_n:])
+            self._accept(self._add(dry, edits=True), prompt[-dry_n:])
+
+    def _accept(self, sampler: Any, tokens: tuple[Token, ...]) -> None:
+        for token in tokens:
+            llama_cpp.llama_sampler_accept(sampler, token)
+        self._edited += tokens
 
     def _add_draw(self, model: LlamaModel, params: SamplingParams) -> None:
         if params.temperature <= 0.0:
             self._add(llama_cpp.llama_sampler_init_greedy())
             return
-        seed = secrets.randbits(32) if params.seed is None else params.seed % 2**32
-        # 0xFFFFFFFF asks llama.cpp for a random seed, which would make that one seed not repeatable.
-        seed = 0 if seed == llama_cpp.LLAMA_DEFAULT_SEED else seed
+        seed = self._seed
         if params.mirostat:
             self._add(llama_cpp.llama_sampler_init_temp(params.temperature))
             self._add(self._mirostat(model, params, seed))
@@ -114,7 +153,7 @@ class LlamaSampler:
         if params.typical_p < 1.0:
             self._add(llama_cpp.llama_sampler_init_typical(params.typical_p, 1))
         if params.top_p < 1.0:
-            self._add(llama_cpp.llama_sampler_init_top_p(params.top_p, 1))
+            self._samplers.top_p = _address(self._add(llama_cpp.llama_sampler_init_top_p(params.top_p, 1)))
         if params.min_p > 0.0:
             self._add(llama_cpp.llama_sampler_init_min_p(params.min_p, 1))
         if params.xtc_probability > 0.0:
@@ -131,6 +170,13 @@ class LlamaSampler:
         return llama_cpp.llama_sampler_init_mirostat_v2(seed, tau, eta)
 
 
-def _accept(sampler: Any, tokens: tuple[Token, ...]) -> None:
-    for token in tokens:
-        llama_cpp.llama_sampler_accept(sampler, token)
+def _address(sampler: Any) -> int:
+    return ctypes.cast(sampler, ctypes.c_void_p).value or 0
+
+
+def row_logits(context: Any, row: int, n_vocab: int) -> Logits:
+    """Return the logits [n_vocab] of an output row: a view that is valid until the next decode."""
+    pointer = _get_logits(context, row)
+    if not pointer:
+        raise RuntimeError(f"row {row} of the last batch has no logits")
+    return np.ctypeslib.as_array((ctypes.c_float * n_vocab).from_address(pointer))

@@ -21,6 +21,7 @@ from llm_local.engine.engine import Engine
 from llm_local.engine.logprobs import log_sum_exp
 from llm_local.engine.types import GenerationRequest, SamplingParams
 from llm_local.llama.backend import ContextParams, LlamaBackend
+from llm_local.llama.candidates import NarrowedSampling
 from llm_local.llama.embedder import Embedder, Pooling
 from llm_local.llama.model import LlamaModel
 
@@ -170,6 +171,68 @@ def test_biases_force_and_ban(backend: LlamaBackend, smol: LlamaModel) -> None:
     eager = {"logit_bias": tuple((token, 60.0) for token in ends), "temperature": 0.0, "n": 4}
     assert set(draw(backend, smol, **eager)) <= ends
     assert not set(draw(backend, smol, **{**eager, "logit_bias": ()}, ignore_eos=True)) & ends
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"temperature": 0.0},
+        {"temperature": 0.0, "frequency_penalty": 1.5, "presence_penalty": 1.0},
+        {"top_k": 40, "top_p": 0.9, "temperature": 0.8},
+        {"top_k": 200, "repeat_penalty": 1.3, "repeat_last_n": -1},
+        {"top_k": 20, "xtc_probability": 0.5, "xtc_threshold": 0.05},
+        {"top_k": 50, "typical_p": 0.8, "min_p": 0.02},
+        {"min_p": 0.05, "temperature": 1.3},
+        {"min_p": 0.1, "repeat_penalty": 1.2, "logit_bias": ((50, 12.0), (60, -math.inf)), "ignore_eos": True},
+    ],
+    ids=str,
+)
+def test_narrowed_candidates_give_the_tokens_of_the_whole_vocabulary(
+    backend: LlamaBackend, smol: LlamaModel, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same seed, same logits: the chain chooses the same tokens from the candidates as from everything."""
+    used = []
+    narrowed = NarrowedSampling.sample
+
+    def counted(self: NarrowedSampling, logits: np.ndarray) -> int | None:
+        used.append(narrowed(self, logits))
+        return used[-1]
+
+    monkeypatch.setattr(NarrowedSampling, "sample", counted)
+    with_candidates = [draw(backend, smol, seed=seed, n=50, **params) for seed in range(3)]
+    assert sum(token is not None for token in used) > 0.9 * len(used)
+    monkeypatch.setattr(NarrowedSampling, "sample", lambda self, logits: None)
+    assert with_candidates == [draw(backend, smol, seed=seed, n=50, **params) for seed in range(3)]
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.6, 1.0), (1.0, 1.0), (2.0, 1.0), (1.0, 0.9), (0.8, 0.6)])
+def test_draws_are_distributed_as_the_softmax_also_outside_the_candidates(
+    backend: LlamaBackend, smol: LlamaModel, temperature: float, top_p: float
+) -> None:
+    """Chi-squared over bins of about equal mass; the far tail is in the last bin.
+
+    (With `top_p` the tokens are not those of the chain on everything: it sums the mass of 49k tokens in float32.)
+    """
+    tokens = smol.tokenize("I think that")
+    rows(backend, (tokens, 0, 0))
+    row, n = len(tokens) - 1, 4000
+    logits = backend.logits(row).astype(np.float64)
+    order = np.argsort(-logits)
+    p = np.exp(logits - logits.max())[order]
+    p[np.searchsorted(np.cumsum(p), top_p * p.sum()) + 1 :] = 0.0
+    p = p ** (1 / temperature)
+    p /= p.sum()
+    sampler = backend.new_sampler(SamplingParams(seed=5, temperature=temperature, top_p=top_p), ())
+    drawn = np.array([sampler.sample(row) for _ in range(n)])
+    sampler.close()
+    edges = np.searchsorted(np.cumsum(p), np.linspace(0, 1, 12)[1:-1])
+    place = np.empty(len(p), int)
+    place[order] = np.arange(len(p))
+    assert p[place[drawn]].min() > 0
+    expected = np.bincount(np.searchsorted(edges, np.arange(len(p)), side="right"), weights=p) * n
+    seen = np.bincount(np.searchsorted(edges, place[drawn], side="right"), minlength=len(expected))
+    keep = expected > 5
+    assert float(((seen - expected)[keep] ** 2 / expected[keep]).sum()) < 40, (seen, expected)
 
 
 def test_temperature_one_draws_from_the_softmax(backend: LlamaBackend, smol: LlamaModel) -> None:
