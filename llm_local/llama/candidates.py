@@ -56,8 +56,8 @@ class Rule(Enum):
 MARGINS = {Rule.GREEDY: (4.0, 10.0), Rule.TOP_P: (8.0, 12.0), Rule.DRAW: (10.0,)}
 """Distances of the floor from the largest logit that are tried, in natural-log units."""
 
-MIN_P_SPARE = 2.0
-"""Units below what `min_p` keeps, for penalties that lower the largest logit."""
+MIN_P_SPARE = (1.0, 6.0)
+"""Units below what `min_p` keeps that are tried, for penalties that lower the largest logit."""
 
 GROUP = 128
 """Tokens whose largest logit stands for them: the k-th largest of those is not above the k-th largest of all."""
@@ -166,9 +166,9 @@ class NarrowedSampling:
         self._chain = chain
         self._params = params
         self._rule = rule
-        self._margins = MARGINS.get(rule, ())
+        self._margins: tuple[float, ...] = MARGINS.get(rule, ())
         if rule is Rule.MIN_P:
-            self._margins = (MIN_P_SPARE - math.log(params.min_p),)
+            self._margins = tuple(spare - math.log(params.min_p) for spare in MIN_P_SPARE)
         self._edited = set(edited)
         self._remember = bool(chain.edits)
         self._random = random.Random(seed)
