@@ -131,7 +131,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("servers", nargs="+", metavar="NAME=URL[@PID]", help="the first is compared with the others")
     parser.add_argument("--clients", default="1,4,8")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--requests", type=int, default=2, help="per client and round")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--model", default=None)

@@ -299,25 +299,31 @@ class Engine:
             self._close()
 
     def step(self) -> bool:
-        """Take in what came, compute one batch, sample, deliver. False when told to stop."""
+        """Take in what came, deliver the last step, compute one batch, sample. False when told to stop.
+
+        Deltas go out just before the decode: it gives the interpreter's lock to the event loop, which so writes to
+        the clients while the batch is computed, and never holds up the thread between two batches.
+        """
         if not self._drain_inbox():
             return False
         began = time.perf_counter()
         self._expire()
         batch = self._scheduler.schedule()
+        self._flush()
         if batch:
             self._decode(batch)
             self.stats.steps += 1
             self.stats.rows += batch.n_rows
         if self._side_job is not None and self._side_job.pending:
             self._side_job.step()
-        self._flush()
         self.stats.step_s += time.perf_counter() - began
         return True
 
     def _drain_inbox(self) -> bool:
         idle = not (self._scheduler.running or self._scheduler.waiting or (self._side_job and self._side_job.pending))
-        block = idle
+        block = idle and self._inbox.empty()
+        if block:
+            self._flush()
         while True:
             try:
                 message = self._inbox.get(block=block)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Coroutine
 from typing import Any, TypeVar
 
 import orjson
 from fastapi import Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import SendTimeoutError
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from llm_local.config import Settings
 from llm_local.engine.engine import Stream
@@ -19,6 +22,8 @@ from llm_local.engine.types import Delta
 from llm_local.errors import LLMLocalError
 from llm_local.server.answers import Choice, fold
 from llm_local.server.errors import internal
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -110,26 +115,46 @@ def sse(events: AsyncIterator[bytes], stream: Stream, settings: Settings) -> Res
     return _Sse(
         stream,
         _guarded(events),
+        settings.send_timeout,
+        sep="\n",
         ping=PING_S,
         ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
-        sep="\n",
-        send_timeout=settings.send_timeout,
         headers={"Cache-Control": "no-cache"},
     )
 
 
 class _Sse(EventSourceResponse):
-    """Closes the stream however it ends, also when the client is gone before the first event was asked for."""
+    """Closes the stream however it ends, also when the client is gone before the first event was asked for.
 
-    def __init__(self, stream: Stream, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    A reader that takes nothing for `stall_s` is given up. One watch for each response does that: a timer around every
+    send (sse-starlette's `send_timeout`) costs a tenth of a chunk.
+    """
+
+    def __init__(self, stream: Stream, events: AsyncIterator[bytes], stall_s: float, **options: Any) -> None:
+        super().__init__(events, data_sender_callable=self._watch, **options)
         self._stream = stream
+        self._stall_s = stall_s
+        self._sending_since: float | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def timed_send(message: Message) -> None:
+            self._sending_since = self._sending_since or time.monotonic()
+            await send(message)
+            self._sending_since = None
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, timed_send)
+        except SendTimeoutError:
+            log.warning("gave up a client that took nothing for %.0f s", self._stall_s)
         finally:
             self._stream.close()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._stall_s / 4)
+            since = self._sending_since
+            if since is not None and time.monotonic() - since >= self._stall_s:
+                raise SendTimeoutError
 
 
 async def _guarded(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
 import threading
 import time
 
@@ -136,6 +138,35 @@ def test_a_slow_reader_holds_nobody_up() -> None:
 
         asyncio.run(scenario())
         served.wait_idle()
+
+
+def test_a_reader_that_takes_nothing_is_given_up() -> None:
+    backend = FakeBackend(n_ctx=8192, n_batch=256, n_slots=8, n_outputs=40)
+    with serving(backend, window=1500, send_timeout=0.4) as served:
+
+        async def scenario() -> bytes:
+            sock = socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.connect(("127.0.0.1", int(served.url.rpartition(":")[2])))
+            reader, writer = await asyncio.open_connection(sock=sock, limit=1024)
+            fields = {"messages": MESSAGES, "max_tokens": 1400, "ignore_eos": True, "stream": True, "n": 4}
+            body = json.dumps({**fields, "logprobs": True, "top_logprobs": 20}).encode()
+            writer.write(
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"Content-Length: %d\r\n\r\n" % len(body) + body
+            )
+            await asyncio.sleep(0.1)
+            await asyncio.to_thread(served.wait_idle, 20)
+            await asyncio.sleep(1.5)
+            text = b""
+            with contextlib.suppress(ConnectionError):
+                while chunk := await asyncio.wait_for(reader.read(65536), 5):
+                    text += chunk
+            writer.close()
+            return text
+
+        text = asyncio.run(scenario())
+        assert b"[DONE]" not in text
 
 
 def test_requests_in_flight_finish_when_the_server_stops(server: Served) -> None:
