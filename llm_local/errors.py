@@ -62,9 +62,10 @@ class ContextLengthExceeded(RequestError):
 
     code = "context_length_exceeded"
 
-    def __init__(self, n_prompt: int, window: int, *, param: str = "messages") -> None:
+    def __init__(self, n_prompt: int, window: int, *, param: str = "messages", at_least: bool = False) -> None:
+        count = f"at least {n_prompt}" if at_least else str(n_prompt)
         super().__init__(
-            f"This model's maximum context length is {window} tokens, but the prompt has {n_prompt} tokens. "
+            f"This model's maximum context length is {window} tokens, but the prompt has {count} tokens. "
             f"Shorten the prompt to at most {window - 1} tokens, or raise LLM_CTX and LLM_SEQ_MAX.",
             param=param,
         )

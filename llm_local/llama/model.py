@@ -15,6 +15,9 @@ from llm_local.errors import StartupError
 from llm_local.llama.logs import native_log
 
 GGUF_MAGIC = b"GGUF"
+MAY_TAKE_LONG = 65536
+"""Characters below which no text takes long to tokenize."""
+
 SPECIAL_TOKENS = ("bos", "eos", "eot", "nl", "fim_pre", "fim_suf", "fim_mid")
 
 
@@ -144,6 +147,33 @@ class LlamaModel:
         if n < 0:
             raise RuntimeError(f"llama_tokenize returned {n} for {len(data)} bytes")
         return tokens[:n]
+
+    def least_tokens(self, text: str) -> int:
+        """Return a number of tokens that the text has at the least, without tokenizing it.
+
+        llama.cpp's time to find special tokens grows with the square of their number (32,000 of them take 15 s), so
+        that a text which cannot fit is refused before. A text too short to take long gets 0.
+        """
+        if len(text) < MAY_TAKE_LONG:
+            return 0
+        by_length = len(text.encode("utf-8", "replace")) // self._longest_piece
+        return max(by_length, sum(text.count(special) for special in self._special_texts))
+
+    @cached_property
+    def _longest_piece(self) -> int:
+        return max(len(self.piece(token, special=True)) for token in range(self.n_vocab))
+
+    @cached_property
+    def _special_texts(self) -> tuple[str, ...]:
+        """Texts of the tokens that are looked for before the others; none of them contains another."""
+        wanted = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
+        texts = [
+            self.piece(token, special=True).decode("utf-8", "replace")
+            for token in range(self.n_vocab)
+            if llama_cpp.llama_vocab_get_attr(self.vocab, token) & wanted
+        ]
+        kept = {text for text in texts if len(text) > 1}
+        return tuple(text for text in kept if not any(text != other and text in other for other in kept))
 
     def tokenize_prompt(self, text: str) -> list[int]:
         """Return the token ids of a prompt whose template may have written BOS already: never two of them."""

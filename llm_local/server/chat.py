@@ -14,7 +14,7 @@ from llm_local.engine.types import Delta, Progress, Usage
 from llm_local.errors import RequestError, UnsupportedParameter
 from llm_local.server.answers import Choice, Envelope, chat_logprobs, timings_json, usage_json
 from llm_local.server.body import read_body
-from llm_local.server.generation import check_served, generation_requests
+from llm_local.server.generation import check_length, check_served, generation_requests
 from llm_local.server.requestlog import log_finished
 from llm_local.server.runtime import Loaded, Runtime
 from llm_local.server.schema import (
@@ -67,7 +67,9 @@ async def apply_template(request: Request) -> Response:
 
 
 def _prompt(body: ChatRequest, loaded: Loaded) -> list[int]:
-    return loaded.model.vocabulary.tokenize_prompt(_render(body, loaded))
+    text = _render(body, loaded)
+    check_length(text, loaded.model.vocabulary, loaded.engine.window, "messages")
+    return loaded.model.vocabulary.tokenize_prompt(text)
 
 
 def _render(body: ChatRequest | ApplyTemplateRequest, loaded: Loaded) -> str:

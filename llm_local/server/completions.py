@@ -15,7 +15,7 @@ from llm_local.errors import RequestError
 from llm_local.server.answers import Choice, Envelope, completion_logprobs, timings_json, usage_json
 from llm_local.server.body import read_body
 from llm_local.server.chat import progress_json
-from llm_local.server.generation import check_served, check_tokens, generation_requests
+from llm_local.server.generation import check_length, check_served, check_tokens, generation_requests
 from llm_local.server.requestlog import log_finished
 from llm_local.server.runtime import Runtime, Vocabulary
 from llm_local.server.schema import CompletionRequest
@@ -36,7 +36,7 @@ async def completions(request: Request) -> Response:
     envelope = Envelope.new("cmpl", "text_completion", runtime.generator(body.model))
     check_served(body)
     best_of = _check_best_of(body)
-    prompts = await runtime.in_worker(_prompts, body, loaded.model.vocabulary)
+    prompts = await runtime.in_worker(_prompts, body, loaded.model.vocabulary, loaded.engine.window)
     logprobs = body.logprobs if body.logprobs is not None else (0 if best_of > body.n else None)
     requests = [
         one
@@ -76,12 +76,15 @@ def _check_best_of(body: CompletionRequest) -> int:
     return best_of
 
 
-def _prompts(body: CompletionRequest, vocabulary: Vocabulary) -> list[_Prompt]:
+def _prompts(body: CompletionRequest, vocabulary: Vocabulary, window: int) -> list[_Prompt]:
     given: Any = body.prompt
     if not isinstance(given, list) or (given and isinstance(given[0], int)):
         given = [given]
     if not given:
         raise RequestError("'prompt' is empty.", param="prompt")
+    for text in (*given, body.suffix):
+        if isinstance(text, str):
+            check_length(text, vocabulary, window, "prompt")
     if body.suffix is not None:
         return [_fill_in(one, body.suffix, vocabulary) for one in given]
     return [_prompt(one, vocabulary, "prompt" if len(given) == 1 else f"prompt.{n}") for n, one in enumerate(given)]

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from llm_local.errors import ContextLengthExceeded, DeadlineExceeded, QueueFull, RequestError
 from llm_local.server.body import read_body
-from llm_local.server.generation import check_tokens
+from llm_local.server.generation import check_length, check_tokens
 from llm_local.server.runtime import Embeddings, Runtime, Vocabulary
 from llm_local.server.schema import EmbeddingRequest
 from llm_local.server.stream import json_response, unless_client_leaves
@@ -75,6 +75,7 @@ def _inputs(body: EmbeddingRequest, vocabulary: Vocabulary, embedder: Embeddings
         if not item:
             raise RequestError("An input must not be empty.", param=param)
         if isinstance(item, str):
+            check_length(item, vocabulary, embedder.window, param)
             tokens = vocabulary.tokenize(item)
         else:
             check_tokens(item, vocabulary, param)

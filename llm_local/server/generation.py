@@ -121,6 +121,17 @@ def generation_requests(
     ]
 
 
+def check_length(text: str, vocabulary: Vocabulary, window: int, param: str) -> None:
+    """Refuse a text that cannot fit the window before time is spent on tokenizing it.
+
+    Raises:
+        ContextLengthExceeded: it has at least so many tokens.
+    """
+    least = vocabulary.least_tokens(text)
+    if least > window:
+        raise ContextLengthExceeded(least, window, param=param, at_least=True)
+
+
 def check_tokens(tokens: SequenceOf[int], vocabulary: Vocabulary, param: str) -> None:
     """Refuse token ids that the vocabulary does not have.
 

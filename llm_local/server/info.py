@@ -9,10 +9,13 @@ from starlette.responses import JSONResponse, Response
 
 from llm_local.errors import LLMLocalError, ModelNotFound
 from llm_local.server.body import read_body
-from llm_local.server.generation import check_tokens
+from llm_local.server.generation import check_length, check_tokens
 from llm_local.server.runtime import Runtime, ServedModel
 from llm_local.server.schema import DetokenizeRequest, TokenizeRequest
 from llm_local.server.stream import json_response
+
+MAX_TOKENIZED = 16384
+"""Least tokens of a text over which `/tokenize` refuses it, unless the window is longer."""
 
 
 async def list_models(request: Request) -> Response:
@@ -54,6 +57,8 @@ async def tokenize(request: Request) -> Response:
     runtime: Runtime = request.app.state.runtime
     body = await read_body(request, TokenizeRequest, runtime.settings.max_body_bytes)
     vocabulary = runtime.ready.model.vocabulary
+    if body.parse_special:
+        check_length(body.content, vocabulary, max(MAX_TOKENIZED, runtime.ready.engine.window), "content")
     tokens = await runtime.in_worker(
         lambda: vocabulary.tokenize(body.content, add_special=body.add_special, parse_special=body.parse_special)
     )

@@ -17,7 +17,7 @@ from llm_local.errors import EngineError, LLMLocalError, Loading, ModelNotFound
 
 T = TypeVar("T")
 
-WORKERS = 2
+WORKERS = 4
 """Threads for rendering templates and tokenizing: short work, and the cores belong to the engine."""
 
 
@@ -42,6 +42,10 @@ class Vocabulary(Protocol):
 
     def tokenize_prompt(self, text: str) -> list[int]:
         """Return the token ids of a rendered template, never with two BOS."""
+        ...
+
+    def least_tokens(self, text: str) -> int:
+        """Return a lower bound of the text's tokens, quickly."""
         ...
 
     def piece(self, token: int, *, special: bool = False) -> bytes:

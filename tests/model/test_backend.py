@@ -345,6 +345,14 @@ def test_poolings_differ(smol: LlamaModel) -> None:
     assert float(vectors[1] @ vectors[2]) < 0.99
 
 
+def test_a_lower_bound_of_tokens_is_one_and_is_quick(smol: LlamaModel) -> None:
+    """Text of many special tokens takes llama.cpp a time that grows with the square of their number."""
+    for text in ("<|im_start|>" * 7000, "word " * 20000, "<|im_start|>user\nпривет<|im_end|>\n" * 3000, " " * 70000):
+        assert 0 < smol.least_tokens(text) <= len(smol.tokenize(text))
+    assert smol.least_tokens("<|im_start|>" * 300_000) == 300_000
+    assert smol.least_tokens("<|im_start|>" * 100) == 0
+
+
 def test_no_double_bos(smol: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
     bos = smol.special["bos"]
     monkeypatch.setattr(LlamaModel, "adds_bos", True)

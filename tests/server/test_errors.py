@@ -109,6 +109,18 @@ def test_a_prompt_over_the_window_says_both_numbers(http: httpx.Client) -> None:
     assert "3050" in error["message"]
 
 
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(http: httpx.Client) -> None:
+    text = "x" * 6000
+    for path, body in (
+        (CHAT, {"messages": [{"role": "user", "content": text}]}),
+        ("/v1/completions", {"prompt": text}),
+        ("/v1/embeddings", {"input": text}),
+    ):
+        error = error_of(http.post(path, json=body))
+        assert error["code"] == "context_length_exceeded"
+        assert "at least 6" in error["message"]
+
+
 def test_an_unknown_model_is_404_and_lists_those_there_are(http: httpx.Client) -> None:
     for path, body in (
         (CHAT, {"messages": MESSAGES}),
