@@ -156,8 +156,13 @@ class LlamaModel:
         """
         if len(text) < MAY_TAKE_LONG:
             return 0
-        by_length = len(text.encode("utf-8", "replace")) // self._longest_piece
-        return max(by_length, sum(text.count(special) for special in self._special_texts))
+        return max(len(text.encode("utf-8", "replace")) // self._longest_piece, self.count_special(text))
+
+    def count_special(self, text: str) -> int:
+        """Return how many special tokens the text spells out (0 for one too short to matter)."""
+        if len(text) < MAY_TAKE_LONG:
+            return 0
+        return sum(text.count(special) for special in self._special_texts)
 
     @cached_property
     def _longest_piece(self) -> int:

@@ -7,15 +7,15 @@ from typing import Any
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
-from llm_local.errors import LLMLocalError, ModelNotFound
+from llm_local.errors import LLMLocalError, ModelNotFound, RequestError
 from llm_local.server.body import read_body
-from llm_local.server.generation import check_length, check_tokens
+from llm_local.server.generation import check_tokens
 from llm_local.server.runtime import Runtime, ServedModel
 from llm_local.server.schema import DetokenizeRequest, TokenizeRequest
 from llm_local.server.stream import json_response
 
-MAX_TOKENIZED = 16384
-"""Least tokens of a text over which `/tokenize` refuses it, unless the window is longer."""
+MAX_SPECIAL = 16384
+"""Special tokens in a text for `/tokenize`; the time to find them grows with the square of their number."""
 
 
 async def list_models(request: Request) -> Response:
@@ -57,8 +57,8 @@ async def tokenize(request: Request) -> Response:
     runtime: Runtime = request.app.state.runtime
     body = await read_body(request, TokenizeRequest, runtime.settings.max_body_bytes)
     vocabulary = runtime.ready.model.vocabulary
-    if body.parse_special:
-        check_length(body.content, vocabulary, max(MAX_TOKENIZED, runtime.ready.engine.window), "content")
+    if body.parse_special and vocabulary.count_special(body.content) > MAX_SPECIAL:
+        raise RequestError(f"The text spells out more than {MAX_SPECIAL} special tokens.", param="content")
     tokens = await runtime.in_worker(
         lambda: vocabulary.tokenize(body.content, add_special=body.add_special, parse_special=body.parse_special)
     )

@@ -48,6 +48,10 @@ class Vocabulary(Protocol):
         """Return a lower bound of the text's tokens, quickly."""
         ...
 
+    def count_special(self, text: str) -> int:
+        """Return how many special tokens a long text spells out."""
+        ...
+
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Return the bytes of a token."""
         ...

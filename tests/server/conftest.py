@@ -43,6 +43,9 @@ class ByteVocabulary:
     def least_tokens(self, text: str) -> int:
         return len(text) if len(text) > 5000 else 0
 
+    def count_special(self, text: str) -> int:
+        return text.count("<") if len(text) > 5000 else 0
+
     def piece(self, token: int, *, special: bool = False) -> bytes:
         return b"" if token == END else chr(token).encode()
 

@@ -189,6 +189,8 @@ def test_tokenize_and_back(http: httpx.Client) -> None:
     pieces = http.post("/tokenize", json={"content": "a", "with_pieces": True}).json()["tokens"]
     assert pieces == [{"id": 97, "piece": "a"}]
     assert http.post("/detokenize", json={"tokens": [999]}).status_code == 400
+    assert http.post("/tokenize", json={"content": "<" * 20000}).json()["error"]["param"] == "content"
+    assert http.post("/tokenize", json={"content": "<" * 20000, "parse_special": False}).status_code == 200
 
 
 def test_openai_routes_are_served_without_v1_too(http: httpx.Client) -> None:
