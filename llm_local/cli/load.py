@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -37,8 +38,8 @@ def load_model(path: Path, embedding_path: Path | None, settings: Settings, on_d
         undo.callback(model.close)
         if not model.can_generate:
             raise StartupError(
-                f"{path.name} ({model.architecture}) only embeds; name a generating model in LLM_MODEL, "
-                "and this one in LLM_EMBEDDING_MODEL"
+                f"{path.name} ({model.architecture}) is no decoder that generates text; name one in LLM_MODEL. "
+                "If this one embeds, name it in LLM_EMBEDDING_MODEL"
             )
         window = _window(settings, model)
         devices.check_kv_fits(model, settings.ctx, on_gpu=layers != 0)
@@ -64,6 +65,9 @@ def load_model(path: Path, embedding_path: Path | None, settings: Settings, on_d
         if embedder is not None:
             embedder.connect(engine.wake, engine.post)
         undo.pop_all()
+    # What is loaded stays: later collections need not walk over it.
+    gc.collect()
+    gc.freeze()
     served = _served(model, settings, window, embeds=embedder is not None and embedder.model is model)
     return Loaded(
         model=served,

@@ -26,6 +26,9 @@ import numpy.typing as npt
 from llm_local.engine.backend import Logits
 from llm_local.engine.types import SamplingParams, Token
 
+MOST_LOWERED = 256
+"""Lowered tokens that `top_k` makes room for; with more it is checked whether enough are left."""
+
 CAPACITY = 16384
 """Most candidates; with more, running the chain on everything is as quick."""
 
@@ -149,7 +152,8 @@ class NarrowedSampling:
         chain: what to run.
         params: of the request.
         rule: from `rule_of`.
-        edited: tokens whose logits the chain may edit: biased ones, and what penalties have seen of the prompt.
+        lifted: tokens whose logits the chain raises.
+        lowered: tokens whose logits it may lower: biased ones, and what penalties have seen of the prompt.
         seed: for the choice between candidates and the rest.
     """
 
@@ -159,7 +163,8 @@ class NarrowedSampling:
         chain: Chain,
         params: SamplingParams,
         rule: Rule,
-        edited: list[Token],
+        lifted: list[Token],
+        lowered: list[Token],
         seed: int,
     ) -> None:
         self._candidates = candidates
@@ -169,8 +174,11 @@ class NarrowedSampling:
         self._margins: tuple[float, ...] = MARGINS.get(rule, ())
         if rule is Rule.MIN_P:
             self._margins = tuple(spare - math.log(params.min_p) for spare in MIN_P_SPARE)
-        self._edited = set(edited)
-        self._remember = bool(chain.edits)
+        # A lowered token below the floor cannot be chosen; it matters only where the mass of all tokens does.
+        needs_mass = rule in (Rule.TOP_P, Rule.DRAW)
+        self._always = set(lifted) | (set(lowered) if needs_mass else set())
+        self._n_lowered = len(set(lowered))
+        self._remember = bool(chain.edits) and needs_mass
         self._random = random.Random(seed)
         self._checks: dict[Rule, Callable[..., Token | bool]] = {
             Rule.GREEDY: lambda *_: True,
@@ -195,8 +203,8 @@ class NarrowedSampling:
         if self._rule is not Rule.TOP_K:
             largest = float(logits.max())
             return [largest - margin for margin in self._margins]
-        # So many more as there are edited tokens, that k unedited ones are above the floor.
-        k = self._params.top_k + len(self._edited)
+        # So many more as there are lowered tokens, that k others are above the floor; where that is much, a guess.
+        k = self._params.top_k + min(self._n_lowered, MOST_LOWERED)
         groups = len(logits) // GROUP
         if k > groups:
             return []
@@ -207,8 +215,8 @@ class NarrowedSampling:
         """Put the tokens above the floor into the array; False when more of them are needed to be right."""
         candidates = self._candidates
         ids = candidates.above(logits, floor)
-        if self._edited:
-            ids = np.union1d(ids, np.fromiter(self._edited, np.int64, len(self._edited)))
+        if self._always:
+            ids = np.union1d(ids, np.fromiter(self._always, np.int64, len(self._always)))
         if len(ids) > CAPACITY:
             return False
         raw = logits[ids]
@@ -227,8 +235,9 @@ class NarrowedSampling:
 
     def note(self, token: Token) -> None:
         """Remember that penalties have seen a token."""
+        self._n_lowered += bool(self._chain.edits)
         if self._remember:
-            self._edited.add(token)
+            self._always.add(token)
 
     def _choose(self) -> Token:
         for sampler in self._chain.choosers:

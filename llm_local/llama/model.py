@@ -74,8 +74,9 @@ class LlamaModel:
 
     @property
     def can_generate(self) -> bool:
-        """Whether it predicts the next token."""
-        return self.is_causal and bool(llama_cpp.llama_model_has_decoder(self.model))
+        """Whether it predicts the next token (encoder-decoder and diffusion models work otherwise)."""
+        other = llama_cpp.llama_model_has_encoder(self.model) or llama_cpp.llama_model_is_diffusion(self.model)
+        return self.is_causal and not other and bool(llama_cpp.llama_model_has_decoder(self.model))
 
     @cached_property
     def size_bytes(self) -> int:

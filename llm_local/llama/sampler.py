@@ -60,7 +60,8 @@ class LlamaSampler:
         self._seed = secrets.randbits(32) if params.seed is None else params.seed % 2**32
         # 0xFFFFFFFF asks llama.cpp for a random seed, which would make that one seed not repeatable.
         self._seed = 0 if self._seed == llama_cpp.LLAMA_DEFAULT_SEED else self._seed
-        self._edited: list[Token] = []
+        self._lifted: list[Token] = []
+        self._lowered: list[Token] = []
         try:
             self._add_biases(model, params)
             self._add_penalties(model, params, prompt, n_ctx)
@@ -71,7 +72,9 @@ class LlamaSampler:
         rule = rule_of(params)
         self._narrowed: NarrowedSampling | None = None
         if rule is not None and model.n_vocab > 2 * NARROW_FROM:
-            self._narrowed = NarrowedSampling(candidates, self._samplers, params, rule, self._edited, self._seed)
+            self._narrowed = NarrowedSampling(
+                candidates, self._samplers, params, rule, self._lifted, self._lowered, self._seed
+            )
 
     def sample(self, row: int) -> Token:
         """Choose the token after output row `row` of the last decode; the chain remembers it."""
@@ -108,7 +111,8 @@ class LlamaSampler:
                 *(llama_cpp.llama_logit_bias(*b) for b in biases.items())
             )
             self._add(llama_cpp.llama_sampler_init_logit_bias(model.n_vocab, len(biases), array), edits=True)
-            self._edited += biases
+            for token, bias in biases.items():
+                (self._lifted if bias > 0 else self._lowered).append(token)
 
     def _add_penalties(self, model: LlamaModel, params: SamplingParams, prompt: tuple[Token, ...], n_ctx: int) -> None:
         """Add `repeat_penalty` and DRY, which look back into the prompt, and OpenAI's, which do not."""
@@ -137,7 +141,7 @@ class LlamaSampler:
     def _accept(self, sampler: Any, tokens: tuple[Token, ...]) -> None:
         for token in tokens:
             llama_cpp.llama_sampler_accept(sampler, token)
-        self._edited += tokens
+        self._lowered += tokens
 
     def _add_draw(self, model: LlamaModel, params: SamplingParams) -> None:
         if params.temperature <= 0.0:

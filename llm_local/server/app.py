@@ -200,7 +200,23 @@ def _schemas() -> dict[str, Any]:
     bodies = [(body, "validation") for _, _, body in POSTS]
     _, document = models_json_schema(bodies, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
     schemas: dict[str, Any] = document["$defs"]
+    for schema in schemas.values():
+        required = schema.get("required", ())
+        for name, field in schema.get("properties", {}).items():
+            if name not in required:
+                schema["properties"][name] = _or_null(field)
     return schemas
+
+
+def _or_null(field: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a field that may be null, which is the same as leaving it out."""
+    null = {"type": "null"}
+    if not {"type", "anyOf", "$ref", "const", "enum"} & set(field) or null in field.get("anyOf", ()):
+        return field
+    notes: dict[str, Any] = {name: field[name] for name in ("title", "description", "default") if name in field}
+    inner = {name: value for name, value in field.items() if name not in notes}
+    branches = inner["anyOf"] if set(inner) == {"anyOf"} else [inner]
+    return {**notes, "anyOf": [*branches, null]}
 
 
 async def _nobody_to_answer(_request: Request, _error: Exception) -> Response:

@@ -209,4 +209,6 @@ def test_the_documentation_names_every_route_and_field(http: httpx.Client) -> No
         document["paths"]
     )
     assert "temperature" in document["components"]["schemas"]["ChatRequest"]["properties"]
+    count = document["components"]["schemas"]["ChatRequest"]["properties"]["n"]
+    assert {"type": "null"} in count["anyOf"]
     assert http.get("/docs").status_code == 200
