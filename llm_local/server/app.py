@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from llm_local import __version__
@@ -108,7 +109,8 @@ def create_app(runtime: Runtime, on_failure: Callable[[], None] = lambda: None) 
     )
     app.state.runtime = runtime
     errors.install(app)
-    app.add_exception_handler(ClientLeft, _nobody_to_answer)
+    for gone in (ClientLeft, ClientDisconnect):
+        app.add_exception_handler(gone, _nobody_to_answer)
     for path, handler, body in POSTS:
         _add(app, path, handler, "POST", _body_schema(body))
     for path, handler in GETS:

@@ -61,6 +61,18 @@ def test_a_client_that_leaves_frees_its_slot(stream: bool) -> None:
         assert len(served.backend.batches) < 200
 
 
+def test_a_client_that_leaves_while_it_sends_its_body_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    with serving() as served:
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2]))) as connection:
+                head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                connection.sendall(head + b'Content-Length: 100\r\n\r\n{"mess')
+                time.sleep(0.05)
+        time.sleep(0.1)
+        assert httpx.get(served.url + "/health").status_code == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_two_hundred_clients_half_of_which_leave() -> None:
     """Nothing hangs, no slot is lost, and the next request is served."""
     backend = FakeBackend(n_ctx=2048, n_batch=256, n_slots=8, n_outputs=40)
