@@ -90,7 +90,7 @@ async def one_round(url: str, clients: int, requests: int, number: int, args: ar
             body = {
                 "model": args.model,
                 "messages": [
-                    {"role": "system", "content": args.system},
+                    {"role": "system", "content": f"{args.run}.{number} {args.system}" if args.cold else args.system},
                     {"role": "user", "content": f"{args.run}.{number}.{index}.{turn}: {question}"},
                 ],
                 # Lengths differ, so that clients do not move in lock-step: prompts arrive while answers run.
@@ -137,6 +137,7 @@ async def main() -> None:
     parser.add_argument("--model", default=None)
     parser.add_argument("--system", default=SYSTEM)
     parser.add_argument("--system-repeat", type=int, default=1, help="a longer system prompt")
+    parser.add_argument("--cold", action="store_true", help="a new system prompt each round, shared by its clients")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     args.system *= args.system_repeat
