@@ -119,6 +119,9 @@ class FakeBackend:
     def piece(self, token: int) -> bytes:
         return b"" if token == END else chr(token).encode()
 
+    def prompt_piece(self, token: int) -> bytes:
+        return self.piece(token)
+
     def is_end(self, token: int) -> bool:
         return token == END
 

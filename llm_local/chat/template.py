@@ -26,6 +26,17 @@ from llm_local.errors import RequestError, StartupError
 Message = Mapping[str, Any]
 
 NAMED = {"chatml": "chatml", "qwen2": "qwen2", "llama-3": "llama-3", "gemma": "gemma"}
+RENDER_ERRORS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+"""What a template, or values that it cannot handle, can raise."""
+
 OWN_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 
@@ -155,7 +166,7 @@ class ChatTemplate:
             return self._template.render(context)
         except _Raised as error:
             raise RequestError(f"The chat template refuses these messages: {error.message}", param="messages") from None
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        except RENDER_ERRORS as error:
             raise RequestError(f"The chat template cannot render these messages: {error}", param="messages") from error
 
 

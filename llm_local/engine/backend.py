@@ -76,6 +76,10 @@ class Backend(Protocol):
         """Return the bytes that a token stands for in an answer; empty for control tokens."""
         ...
 
+    def prompt_piece(self, token: Token) -> bytes:
+        """Return the bytes that a token stands for in a prompt, where control tokens are spelled out."""
+        ...
+
     def is_end(self, token: Token) -> bool:
         """Tell whether the token ends an answer."""
         ...

@@ -19,7 +19,7 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from llm_local.engine.backend import Backend, NoRoom, SideJob
+from llm_local.engine.backend import Backend, NoRoom, Sampler, SideJob
 from llm_local.engine.batch import Batch, Part
 from llm_local.engine.logprobs import prompt_logprobs, token_logprob
 from llm_local.engine.scheduler import Scheduler
@@ -199,29 +199,52 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
-    def submit(self, requests: SequenceOf[GenerationRequest]) -> Stream:
+    def new_samplers(self, requests: SequenceOf[GenerationRequest]) -> list[Sampler]:
+        """Build the samplers of a request, which may take long (DRY, over a large vocabulary). Any thread."""
+        samplers: list[Sampler] = []
+        try:
+            for request in requests:
+                samplers.append(self._backend.new_sampler(request.params, request.prompt))
+        except BaseException:
+            _close_all(samplers)
+            raise
+        return samplers
+
+    def submit(self, requests: SequenceOf[GenerationRequest], samplers: list[Sampler] | None = None) -> Stream:
         """Queue the sequences of one request.
+
+        Args:
+            requests: one for each sequence.
+            samplers: from `new_samplers`; built here when not given. They are closed by the engine in any case.
 
         Raises:
             QueueFull: too many wait already.
             EngineDead, Draining: nothing is taken any more.
         """
-        self.check_available()
-        if self.n_open + len(requests) > self.capacity:
-            raise QueueFull(
-                f"The server is busy: {self.n_open} sequences run or wait, and at most {self.capacity} may. "
-                "Try again later.",
-                retry_after_s=self.retry_after_s(),
-            )
+        try:
+            self._check_room(len(requests))
+        except LLMLocalError:
+            _close_all(samplers or [])
+            raise
         stream = Stream(self, len(requests))
+        samplers = self.new_samplers(requests) if samplers is None else samplers
         sequences = [
-            Sequence(request, index, stream, self._backend.new_sampler(request.params, request.prompt))
-            for index, request in enumerate(requests)
+            Sequence(request, index, stream, sampler)
+            for index, (request, sampler) in enumerate(zip(requests, samplers, strict=True))
         ]
         self.n_open += len(sequences)
         self._streams.add(stream)
         self._inbox.put(_Submit(sequences))
         return stream
+
+    def _check_room(self, n: int) -> None:
+        self.check_available()
+        if self.n_open + n > self.capacity:
+            raise QueueFull(
+                f"The server is busy: {self.n_open} sequences run or wait, and at most {self.capacity} may. "
+                "Try again later.",
+                retry_after_s=self.retry_after_s(),
+            )
 
     def check_available(self) -> None:
         """Raise what a new request must be answered with, if nothing is taken any more."""
@@ -257,14 +280,19 @@ class Engine:
         if self.unavailable is None:
             self.unavailable = Draining("The server is shutting down.", retry_after_s=5)
 
-    async def stop(self) -> None:
-        """End the thread, fail what is left and free native memory. Harmless when it has ended."""
+    async def stop(self) -> bool:
+        """End the thread, fail what is left and free native memory. Harmless when it has ended.
+
+        Returns:
+            Whether the thread ended. If not, it still computes, and the weights must not be freed.
+        """
         self.drain()
         self._inbox.put(_Stop())
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join, JOIN_TIMEOUT_S)
         if self._thread.is_alive():
             log.error("the engine thread did not end within %.0f s; its memory is left to the system", JOIN_TIMEOUT_S)
         self._fail_streams()
+        return not self._thread.is_alive()
 
     def _fail_streams(self) -> None:
         assert self.unavailable is not None
@@ -369,12 +397,11 @@ class Engine:
             self._advance(part)
 
     def _no_room(self) -> None:
-        """The native cache is fuller than the accounting says: make way, and fail the last one standing."""
-        if len(self._scheduler.running) > 1:
-            self._scheduler.preempt_youngest()
+        """The native cache is fuller than the accounting says: drop what is idle, then fail the youngest."""
+        if self._scheduler.cache.evict_idle():
             return
-        for sequence in list(self._scheduler.running):
-            self._end(sequence, sequence.failed(DecodeFailed("The KV cache has no room for this request.")))
+        youngest = self._scheduler.running[-1]
+        self._end(youngest, youngest.failed(DecodeFailed("The KV cache has no room for this request.")))
 
     def _fail_batch(self, batch: Batch, error: DecodeFailed) -> None:
         log.error("a batch of %d rows failed: %s", batch.n_rows, error)
@@ -443,3 +470,8 @@ class Engine:
             self._side_job.close(self.unavailable or Draining("The server is shutting down."))
         self._flush()
         self._backend.close()
+
+
+def _close_all(samplers: SequenceOf[Sampler]) -> None:
+    for sampler in samplers:
+        sampler.close()

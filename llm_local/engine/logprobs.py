@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from llm_local.engine.backend import Backend, Logits
@@ -26,12 +28,13 @@ def prompt_logprobs(sequence: Sequence, part: Part, backend: Backend) -> None:
     first_position = sequence.computed - part.n_rows
     if first_position == 0:
         token = int(sequence.tokens[0])
-        sequence.prompt_logprobs[0] = TokenLogprob(token, backend.piece(token), None)
+        sequence.prompt_logprobs[0] = TokenLogprob(token, backend.prompt_piece(token), None)
     for row in range(part.first, part.first + part.n_rows):
         position = first_position + row - part.first + 1
         if position < sequence.n_prompt:
             token = int(sequence.tokens[position])
-            sequence.prompt_logprobs[position] = token_logprob(backend, row, token, n_top)
+            entry = token_logprob(backend, row, token, n_top)
+            sequence.prompt_logprobs[position] = replace(entry, piece=backend.prompt_piece(token))
 
 
 def log_sum_exp(logits: Logits) -> float:

@@ -123,6 +123,13 @@ class PrefixCache:
                 raise RuntimeError(f"the KV accounting is wrong: {n} cells promised, {self.n_free} free, none idle")
             self.trim(min(idle, key=lambda slot: slot.used_at), 0)
 
+    def evict_idle(self) -> bool:
+        """Evict all idle slots; False when none holds anything."""
+        idle = [slot for slot in self.slots if not slot.busy and slot.length]
+        for slot in idle:
+            self.trim(slot, 0)
+        return bool(idle)
+
     def release(self, slot: Slot) -> None:
         """Let the slot go; what it holds stays resident until the cells are needed."""
         self._clock += 1

@@ -154,6 +154,11 @@ class LlamaBackend:
         """Return the bytes of a token in an answer."""
         return self._model.piece(token)
 
+    def prompt_piece(self, token: Token) -> bytes:
+        """Return the bytes of a token in a prompt; a BOS that the model adds is not in the text."""
+        added = self._model.adds_bos and token == self._model.special["bos"]
+        return b"" if added else self._model.piece(token, special=True)
+
     def is_end(self, token: Token) -> bool:
         """Tell whether the token ends an answer."""
         return token in self._end_tokens

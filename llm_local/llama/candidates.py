@@ -202,6 +202,8 @@ class NarrowedSampling:
         """Return the floors to try, highest first."""
         if self._rule is not Rule.TOP_K:
             largest = float(logits.max())
+            if not math.isfinite(largest):
+                return []
             return [largest - margin for margin in self._margins]
         # So many more as there are lowered tokens, that k others are above the floor; where that is much, a guess.
         k = self._params.top_k + min(self._n_lowered, MOST_LOWERED)
@@ -217,7 +219,7 @@ class NarrowedSampling:
         ids = candidates.above(logits, floor)
         if self._always:
             ids = np.union1d(ids, np.fromiter(self._always, np.int64, len(self._always)))
-        if len(ids) > CAPACITY:
+        if not 0 < len(ids) <= CAPACITY:
             return False
         raw = logits[ids]
         candidates.fill(ids, raw)
@@ -256,7 +258,8 @@ class NarrowedSampling:
         largest = float(values.max())
         order = np.argsort(-values, kind="stable")
         mass = np.cumsum(np.exp(values[order] - largest, dtype=np.float64))
-        wanted = self._params.top_p * (float(mass[-1]) + _mass_outside(logits, raw, largest, 1.0))
+        outside = float(_mass_outside(logits, ids, largest, 1.0).sum(dtype=np.float64))
+        wanted = self._params.top_p * (float(mass[-1]) + outside)
         last = int(np.searchsorted(mass, wanted))
         if last >= len(order) or values[order[last]] < floor:
             return False
@@ -267,19 +270,23 @@ class NarrowedSampling:
         """Decide whether the draw falls on a candidate (True: the chain says which) or on another token."""
         largest, temperature = float(values.max()), self._params.temperature
         inside = float(np.exp((values - largest) / temperature, dtype=np.float64).sum())
-        outside = _mass_outside(logits, raw, largest, temperature)
+        mass = _mass_outside(logits, ids, largest, temperature)
+        outside = float(mass.sum(dtype=np.float64))
         at = self._random.random() * (inside + outside) - inside
         if at < 0:
             return True
-        mass = np.exp((logits - largest) / temperature, dtype=np.float64)
-        mass[ids] = 0.0
-        cumulated = np.cumsum(mass)
+        cumulated = np.cumsum(mass, dtype=np.float64)
         return int(np.searchsorted(cumulated, min(at, float(cumulated[-1]) * (1 - 1e-12)), side="right"))
 
 
-def _mass_outside(logits: Logits, raw: Logits, largest: float, temperature: float) -> float:
-    """Return the sum of exp((logit - largest) / temperature) over all tokens but those whose logits are `raw`."""
-    scale = np.float32(1.0 / temperature)
-    everything = np.exp((logits - np.float32(largest)) * scale).sum(dtype=np.float64)
-    candidates = np.exp((raw - np.float32(largest)) * scale).sum(dtype=np.float64)
-    return max(float(everything - candidates), 0.0)
+def _mass_outside(logits: Logits, ids: npt.NDArray[np.intp], largest: float, temperature: float) -> Logits:
+    """Return exp((logit - largest) / temperature) [n_vocab] of each token, and 0 for the candidates `ids`.
+
+    A candidate's logit may be above `largest`, which is what is left after penalties; no other one's is.
+    """
+    mass = np.subtract(logits, np.float32(largest))
+    np.minimum(mass, np.float32(0.0), out=mass)
+    np.multiply(mass, np.float32(1.0 / temperature), out=mass)
+    np.exp(mass, out=mass)
+    mass[ids] = 0.0
+    return mass

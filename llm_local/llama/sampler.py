@@ -23,6 +23,9 @@ from llm_local.llama.model import LlamaModel
 NARROW_FROM = 8192
 """Half the size of a vocabulary that is worth narrowing."""
 
+MOST_BIASES = 64
+"""With more, narrowing costs more than it saves: on candidates llama.cpp looks for each biased token in turn."""
+
 # Held lock: a look-up of a microsecond, once a token.
 _get_logits = ctypes.PyDLL(llama_cpp.llama_cpp._lib._name).llama_get_logits_ith
 _get_logits.argtypes = [llama_cpp.llama_context_p_ctypes, ctypes.c_int32]
@@ -71,7 +74,8 @@ class LlamaSampler:
             raise
         rule = rule_of(params)
         self._narrowed: NarrowedSampling | None = None
-        if rule is not None and model.n_vocab > 2 * NARROW_FROM:
+        many_biases = len(params.logit_bias) > MOST_BIASES
+        if rule is not None and not many_biases and model.n_vocab > 2 * NARROW_FROM:
             self._narrowed = NarrowedSampling(
                 candidates, self._samplers, params, rule, self._lifted, self._lowered, self._seed
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import secrets
 import time
@@ -138,11 +139,10 @@ def completion_logprobs(
     entries: tuple[TokenLogprob, ...] | list[TokenLogprob], offset: int, *, with_top: bool
 ) -> dict[str, Any]:
     """Return the `logprobs` object of completions; offsets count characters from the start of the text."""
-    offsets, n_bytes = [], 0
-    joined = b"".join(entry.piece for entry in entries)
+    offsets, decoder = [], codecs.getincrementaldecoder("utf-8")("replace")
     for entry in entries:
-        offsets.append(offset + len(joined[:n_bytes].decode("utf-8", "ignore")))
-        n_bytes += len(entry.piece)
+        offsets.append(offset)
+        offset += len(decoder.decode(entry.piece))
     return {
         "tokens": [token_text(entry.piece) for entry in entries],
         "token_logprobs": [None if entry.logprob is None else finite(entry.logprob) for entry in entries],

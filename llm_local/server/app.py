@@ -95,8 +95,7 @@ def create_app(runtime: Runtime, on_failure: Callable[[], None] = lambda: None) 
         loading = asyncio.create_task(_load(runtime, on_failure))
         yield
         await loading
-        if runtime.loaded is not None:
-            await runtime.loaded.engine.stop()
+        if runtime.loaded is not None and await runtime.loaded.engine.stop():
             runtime.loaded.close()
         runtime.workers.shutdown(wait=False, cancel_futures=True)
 

@@ -13,6 +13,8 @@ from pydantic_core import ErrorDetails
 from llm_local.errors import BodyTooLarge, RequestError, UnknownParameter, UnsupportedMediaType
 
 MAX_SHOWN = 80
+MAX_ENTRIES = 1024
+"""Fields of an object, such as biases."""
 
 
 class Body(BaseModel):
@@ -23,7 +25,13 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_nulls(cls, value: Any) -> Any:
-        return {name: item for name, item in value.items() if item is not None} if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return value
+        for name, item in [("the object", value), *value.items()]:
+            # Each wrong entry would cost an error of its own.
+            if isinstance(item, dict) and len(item) > MAX_ENTRIES:
+                raise ValueError(f"{name} has {len(item)} entries, and at most {MAX_ENTRIES} are allowed")
+        return {name: item for name, item in value.items() if item is not None}
 
 
 B = TypeVar("B", bound=Body)

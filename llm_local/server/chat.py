@@ -49,7 +49,7 @@ async def chat_completions(request: Request) -> Response:
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         param="messages",
     )
-    stream = loaded.engine.submit(requests)
+    stream = loaded.engine.submit(requests, await runtime.in_worker(loaded.engine.new_samplers, requests))
     if not body.stream:
         choices = await whole_answer(request, stream, body.n)
         log_finished(request, [choice.usage for choice in choices], [choice.finish for choice in choices])

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from llm_local.engine.engine import Stream
 from llm_local.engine.types import Delta, TokenLogprob, Usage
-from llm_local.errors import RequestError
+from llm_local.errors import ContextLengthExceeded, RequestError
 from llm_local.server.answers import Choice, Envelope, completion_logprobs, timings_json, usage_json
 from llm_local.server.body import read_body
 from llm_local.server.chat import progress_json
@@ -36,6 +36,12 @@ async def completions(request: Request) -> Response:
     envelope = Envelope.new("cmpl", "text_completion", runtime.generator(body.model))
     check_served(body)
     best_of = _check_best_of(body)
+    n_prompts = len(body.prompt) if isinstance(body.prompt, list) and not _is_tokens(body.prompt) else 1
+    if n_prompts * best_of > loaded.engine.capacity:
+        raise RequestError(
+            f"{n_prompts * best_of} completions were asked for; at most {loaded.engine.capacity} can run or wait.",
+            param="prompt",
+        )
     prompts = await runtime.in_worker(_prompts, body, loaded.model.vocabulary, loaded.engine.window)
     logprobs = body.logprobs if body.logprobs is not None else (0 if best_of > body.n else None)
     requests = [
@@ -53,12 +59,7 @@ async def completions(request: Request) -> Response:
             prompt_logprobs=body.echo and body.logprobs is not None,
         )
     ]
-    if len(requests) > loaded.engine.capacity:
-        raise RequestError(
-            f"{len(requests)} completions were asked for at once; at most {loaded.engine.capacity} can run or wait.",
-            param="prompt",
-        )
-    stream = loaded.engine.submit(requests)
+    stream = loaded.engine.submit(requests, await runtime.in_worker(loaded.engine.new_samplers, requests))
     if not body.stream:
         choices = await whole_answer(request, stream, len(requests))
         log_finished(request, [choice.usage for choice in choices], [choice.finish for choice in choices])
@@ -78,23 +79,30 @@ def _check_best_of(body: CompletionRequest) -> int:
 
 def _prompts(body: CompletionRequest, vocabulary: Vocabulary, window: int) -> list[_Prompt]:
     given: Any = body.prompt
-    if not isinstance(given, list) or (given and isinstance(given[0], int)):
+    if not isinstance(given, list) or _is_tokens(given):
         given = [given]
     if not given:
         raise RequestError("'prompt' is empty.", param="prompt")
     for text in (*given, body.suffix):
         if isinstance(text, str):
             check_length(text, vocabulary, window, "prompt")
+        elif isinstance(text, list) and len(text) > window:
+            raise ContextLengthExceeded(len(text), window, param="prompt")
     if body.suffix is not None:
         return [_fill_in(one, body.suffix, vocabulary) for one in given]
-    return [_prompt(one, vocabulary, "prompt" if len(given) == 1 else f"prompt.{n}") for n, one in enumerate(given)]
+    names = ["prompt"] if len(given) == 1 else [f"prompt.{number}" for number in range(len(given))]
+    return [_prompt(one, vocabulary, name, body.echo) for one, name in zip(given, names, strict=True)]
 
 
-def _prompt(given: str | list[int], vocabulary: Vocabulary, param: str) -> _Prompt:
+def _is_tokens(prompt: list[Any]) -> bool:
+    return bool(prompt) and isinstance(prompt[0], int)
+
+
+def _prompt(given: str | list[int], vocabulary: Vocabulary, param: str, echo: bool) -> _Prompt:
     if isinstance(given, str):
         return _Prompt(given, vocabulary.tokenize_prompt(given))
     check_tokens(given, vocabulary, param)
-    return _Prompt(vocabulary.detokenize(given), given)
+    return _Prompt(vocabulary.detokenize(given) if echo else "", given)
 
 
 def _fill_in(prefix: str | list[int], suffix: str, vocabulary: Vocabulary) -> _Prompt:

@@ -80,6 +80,8 @@ def _inputs(body: EmbeddingRequest, vocabulary: Vocabulary, embedder: Embeddings
         else:
             check_tokens(item, vocabulary, param)
             tokens = item
+        if not tokens:
+            raise RequestError("An input must have at least one token.", param=param)
         if len(tokens) > embedder.window:
             raise ContextLengthExceeded(len(tokens), embedder.window, param=param)
         out.append(tokens)

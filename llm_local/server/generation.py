@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
 from typing import Any
 
 from llm_local.config import Settings
@@ -12,6 +13,8 @@ from llm_local.engine.types import GenerationRequest, SamplingParams
 from llm_local.errors import ContextLengthExceeded, RequestError, UnsupportedParameter
 from llm_local.server.runtime import Loaded, Vocabulary
 from llm_local.server.schema import ChatRequest, SamplingFields
+
+MAX_BIAS_TEXT = 256
 
 UNSERVED = ("grammar", "guided_regex", "guided_choice")
 UNSERVED_CHAT = ("tools", "functions", "web_search_options", "moderation")
@@ -24,7 +27,8 @@ def check_served(body: SamplingFields) -> None:
         UnsupportedParameter: names the field.
     """
     for name in (*UNSERVED, *(UNSERVED_CHAT if isinstance(body, ChatRequest) else ())):
-        if getattr(body, name):
+        value = getattr(body, name)
+        if value is not None and value != []:
             raise UnsupportedParameter(f"'{name}' is not supported by this server.", param=name)
     if not isinstance(body, ChatRequest):
         return
@@ -42,10 +46,10 @@ def check_served(body: SamplingFields) -> None:
 
 
 def sampling_params(
-    body: SamplingFields, settings: Settings, vocabulary: Vocabulary, logprobs: int | None, choice: int = 0
+    body: SamplingFields, settings: Settings, vocabulary: Vocabulary, logprobs: int | None
 ) -> SamplingParams:
-    """Return how choice number `choice` is sampled; with a seed, each choice has its own."""
-    seed = None if body.seed is None or body.seed == -1 else body.seed + choice
+    """Return how tokens are chosen. (With a seed, each further choice has the next one.)"""
+    seed = None if body.seed is None or body.seed == -1 else body.seed
     return SamplingParams(
         temperature=settings.temperature if body.temperature is None else body.temperature,
         top_p=settings.top_p if body.top_p is None else body.top_p,
@@ -104,11 +108,12 @@ def generation_requests(
         )
     timeout = min(body.timeout or settings.request_timeout, settings.request_timeout)
     deadline = time.monotonic() + timeout
+    params = sampling_params(body, settings, loaded.model.vocabulary, logprobs)
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     return [
         GenerationRequest(
             prompt=tuple(prompt),
-            params=sampling_params(body, settings, loaded.model.vocabulary, logprobs, choice),
+            params=params if params.seed is None else replace(params, seed=params.seed + choice),
             max_tokens=min(wanted, window - len(prompt)),
             stop=stop,
             deadline=deadline,
@@ -151,6 +156,8 @@ def _logit_bias(biases: dict[str, Any], vocabulary: Vocabulary) -> tuple[tuple[i
     out: dict[int, float] = {}
     for key, bias in biases.items():
         value = -math.inf if bias is False else float(bias)
+        if len(key) > MAX_BIAS_TEXT:
+            raise RequestError(f"A key of 'logit_bias' has over {MAX_BIAS_TEXT} characters.", param="logit_bias")
         if key.isascii() and key.isdigit():
             if int(key) >= vocabulary.n_vocab:
                 raise RequestError(_not_in_vocabulary(int(key), vocabulary), param=f"logit_bias.{key}")

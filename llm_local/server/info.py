@@ -57,14 +57,17 @@ async def tokenize(request: Request) -> Response:
     runtime: Runtime = request.app.state.runtime
     body = await read_body(request, TokenizeRequest, runtime.settings.max_body_bytes)
     vocabulary = runtime.ready.model.vocabulary
-    if body.parse_special and vocabulary.count_special(body.content) > MAX_SPECIAL:
+    if body.parse_special and await runtime.in_worker(vocabulary.count_special, body.content) > MAX_SPECIAL:
         raise RequestError(f"The text spells out more than {MAX_SPECIAL} special tokens.", param="content")
     tokens = await runtime.in_worker(
         lambda: vocabulary.tokenize(body.content, add_special=body.add_special, parse_special=body.parse_special)
     )
     if not body.with_pieces:
         return json_response({"tokens": tokens})
-    return json_response({"tokens": [{"id": t, "piece": _piece(vocabulary.piece(t, special=True))} for t in tokens]})
+    pieces = await runtime.in_worker(
+        lambda: [{"id": t, "piece": _piece(vocabulary.piece(t, special=True))} for t in tokens]
+    )
+    return json_response({"tokens": pieces})
 
 
 async def detokenize(request: Request) -> Response:
@@ -72,8 +75,8 @@ async def detokenize(request: Request) -> Response:
     runtime: Runtime = request.app.state.runtime
     body = await read_body(request, DetokenizeRequest, runtime.settings.max_body_bytes)
     vocabulary = runtime.ready.model.vocabulary
-    check_tokens(body.tokens, vocabulary, "tokens")
-    return json_response({"content": vocabulary.detokenize(body.tokens)})
+    await runtime.in_worker(check_tokens, body.tokens, vocabulary, "tokens")
+    return json_response({"content": await runtime.in_worker(vocabulary.detokenize, body.tokens)})
 
 
 def _piece(piece: bytes) -> str | list[int]:

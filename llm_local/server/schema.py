@@ -12,6 +12,9 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 TokenId = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 
+Tokens = Annotated[list[TokenId], Field(fail_fast=True)]
+Inputs = str | Tokens | Annotated[list[str], Field(fail_fast=True)] | Annotated[list[Tokens], Field(fail_fast=True)]
+
 MAX_STOPS = 16
 INT64 = 2**63
 
@@ -46,7 +49,7 @@ class SamplingFields(Body):
     dry_base: Annotated[float, Field(ge=1, le=100)] = 1.75
     dry_allowed_length: Annotated[int, Field(ge=0, lt=2**31)] = 2
     dry_penalty_last_n: Annotated[int, Field(ge=-1, lt=2**31)] = Field(-1, description="-1 is the whole context")
-    dry_sequence_breakers: Annotated[list[Text], Field(max_length=64)] = Field(default=["\n", ":", '"', "*"])
+    dry_sequence_breakers: Annotated[list[Text], Field(max_length=16)] = Field(default=["\n", ":", '"', "*"])
     xtc_probability: Probability = 0.0
     xtc_threshold: Probability = 0.1
     mirostat: Literal[0, 1, 2] = 0
@@ -84,7 +87,7 @@ class Part(Body):
     refusal: str | None = None
 
 
-Content = str | list[Part]
+Content = str | Annotated[list[Part], Field(fail_fast=True)]
 
 
 class FunctionCall(Body):
@@ -162,7 +165,7 @@ ChatMessage = Annotated[
 class ChatRequest(SamplingFields):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -200,7 +203,7 @@ class ChatRequest(SamplingFields):
 class CompletionRequest(SamplingFields):
     """`POST /v1/completions`."""
 
-    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
+    prompt: Inputs
     suffix: str | None = Field(None, description="fill in the middle, where the vocabulary has the tokens for it")
     echo: bool = False
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None
@@ -210,7 +213,7 @@ class CompletionRequest(SamplingFields):
 class EmbeddingRequest(Body):
     """`POST /v1/embeddings`."""
 
-    input: str | list[TokenId] | list[str] | list[list[TokenId]]
+    input: Inputs
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
@@ -229,14 +232,14 @@ class TokenizeRequest(Body):
 class DetokenizeRequest(Body):
     """`POST /detokenize`, as llama.cpp's server."""
 
-    tokens: list[TokenId]
+    tokens: Tokens
 
 
 class ApplyTemplateRequest(Body):
     """`POST /apply-template`, as llama.cpp's server."""
 
     model: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False

@@ -250,6 +250,37 @@ def test_temperature_one_draws_from_the_softmax(backend: LlamaBackend, smol: Lla
         assert abs(seen[int(token)] - expected) < 5 * sigma
 
 
+@pytest.mark.parametrize("temperature", [0.01, 0.1, 0.5])
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_low_temperatures_with_a_banned_favourite_never_draw_from_the_tail(
+    backend: LlamaBackend, smol: LlamaModel, temperature: float, top_p: float
+) -> None:
+    """What is left after a ban is far below the largest logit; the mass of the rest must not be lost in rounding."""
+    tokens = smol.tokenize(TEXT)
+    rows(backend, (tokens, 0, 0))
+    row = len(tokens) - 1
+    logits = backend.logits(row)
+    logits[123] = logits.max() + 9.0
+    best = np.argsort(-logits)[1:4]
+    params = {"logit_bias": ((123, -math.inf),), "frequency_penalty": 0.01, "top_p": top_p}
+    sampler = backend.new_sampler(SamplingParams(seed=1, temperature=temperature, **params), ())
+    drawn = Counter(sampler.sample(row) for _ in range(200))
+    sampler.close()
+    assert 123 not in drawn
+    if temperature <= 0.1:
+        assert sum(drawn[int(token)] for token in best) > 190
+
+
+def test_logits_that_are_no_numbers_do_not_end_the_engine(backend: LlamaBackend, smol: LlamaModel) -> None:
+    tokens = smol.tokenize(TEXT)
+    rows(backend, (tokens, 0, 0))
+    backend.logits(len(tokens) - 1)[:] = np.nan
+    for params in ({"temperature": 0.0}, {}, {"top_k": 40}, {"min_p": 0.1}, {"top_p": 0.9}):
+        sampler = backend.new_sampler(SamplingParams(seed=1, **params), ())
+        assert 0 <= sampler.sample(len(tokens) - 1) < smol.n_vocab
+        sampler.close()
+
+
 def run_engine(backend: LlamaBackend, requests: list[GenerationRequest], **options: Any) -> list[list[Any]]:
     async def scenario() -> list[list[Any]]:
         settings = {

@@ -73,6 +73,22 @@ def test_embeddings_of_the_chat_model(client: openai.OpenAI) -> None:
     assert cat @ kitten > cat @ revenue
 
 
+def test_an_input_without_tokens_is_refused_and_blocks_nobody(smol_server: Process) -> None:
+    with httpx.Client(base_url=smol_server.url, timeout=20) as http:
+        empty = http.post("/v1/embeddings", json={"input": "\u0004"})
+        assert (empty.status_code, empty.json()["error"]["param"]) == (400, "input")
+        assert http.post("/v1/embeddings", json={"input": "fine"}).status_code == 200
+
+
+def test_an_echoed_control_token_is_spelled_out_in_logprobs(smol_server: Process) -> None:
+    body = {"prompt": "<|im_start|>user\nhi", "max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0}
+    choice = httpx.post(smol_server.url + "/v1/completions", json=body, timeout=20).json()["choices"][0]
+    scores = choice["logprobs"]
+    assert scores["tokens"][0] == "<|im_start|>"
+    assert "".join(scores["tokens"]) == choice["text"]
+    assert scores["text_offset"][1] == len("<|im_start|>")
+
+
 def test_models_and_errors(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["smollm2-135m-instruct"]
     with pytest.raises(openai.NotFoundError):

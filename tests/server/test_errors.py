@@ -50,6 +50,8 @@ WRONG_CHAT: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": MESSAGES, "max_token": 5}, "max_token", "Did you mean 'max_tokens'"),
     ({"messages": MESSAGES, "stream_options": {"include_usages": True}, "stream": True},
      "stream_options.include_usages", "Unknown parameter"),
+    ({"messages": [1] * 5000}, "messages.0", "dictionary"),
+    ({"messages": MESSAGES, "logit_bias": {"1" * 5000: 1}}, "logit_bias", "256 characters"),
     ({"messages": MESSAGES, "timeout": 0}, "timeout", "greater than 0"),
     ({"messages": MESSAGES, "continue_final_message": True}, "messages", "assistant"),
     ({"messages": MESSAGES, "chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs.messages", "cannot be set"),
@@ -93,6 +95,8 @@ def test_fields_that_need_another_field_say_so(http: httpx.Client, body: dict[st
         ("guided_choice", ["a"]),
         ("modalities", ["text", "audio"]),
         ("web_search_options", {"a": 1}),
+        ("web_search_options", {}),
+        ("grammar", ""),
     ],
 )
 def test_what_is_not_served_is_refused_not_ignored(http: httpx.Client, field: str, value: Any) -> None:
@@ -235,3 +239,19 @@ def test_an_unexpected_exception_is_500_without_its_text(server: Served, monkeyp
     error = error_of(answer)
     assert error["code"] == "internal_error"
     assert "secret" not in answer.text
+
+
+def test_a_body_of_countless_wrong_entries_is_refused_quickly(http: httpx.Client) -> None:
+    many = {str(number): "x" for number in range(200_000)}
+    for body in ({"messages": MESSAGES, "logit_bias": many}, {"messages": MESSAGES, **many}):
+        answer = http.post(CHAT, json=body)
+        assert answer.status_code == 400
+        assert "at most 1024" in error_of(answer)["message"]
+    answer = http.post("/v1/completions", json={"prompt": [-1] * 500_000})
+    assert (answer.status_code, error_of(answer)["param"]) == (400, "prompt.0")
+
+
+def test_arguments_nested_deeply_are_not_an_internal_error(http: httpx.Client) -> None:
+    call = {"id": "1", "function": {"name": "f", "arguments": '{"a":' * 900 + "1" + "}" * 900}}
+    messages = [*MESSAGES, {"role": "assistant", "tool_calls": [call]}, *MESSAGES]
+    assert http.post(CHAT, json={"messages": messages, "max_tokens": 1}).status_code in (200, 400)
