@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import platform
 import secrets
 import statistics
@@ -152,7 +153,7 @@ async def main() -> None:
             pids[name] = int(pid)
     base = next(iter(servers))
     report: dict = {
-        "machine": platform.platform(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
         "date": time.strftime("%Y-%m-%d"),
         "args": vars(args) | {"json": None},
         "runs": [],
