@@ -17,7 +17,7 @@ from llm_local.errors import LLMLocalError
 
 if TYPE_CHECKING:
     from llm_local.engine.backend import Sampler
-    from llm_local.engine.engine import Stream
+    from llm_local.engine.stream import Stream
 
 NO_SLOT = -1
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llm_local import __version__
-from llm_local.engine.engine import Stream
+from llm_local.engine.stream import Stream
 from llm_local.engine.types import Delta, FinishReason, TokenLogprob, Usage
 from llm_local.server.runtime import ServedModel
 

@@ -9,7 +9,7 @@ import orjson
 from fastapi import Request
 from starlette.responses import Response
 
-from llm_local.engine.engine import Stream
+from llm_local.engine.stream import Stream
 from llm_local.engine.types import Delta, Progress, Usage
 from llm_local.errors import RequestError, UnsupportedParameter
 from llm_local.server.answers import Choice, Envelope, chat_logprobs, timings_json, usage_json

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import Request
 from starlette.responses import Response
 
-from llm_local.engine.engine import Stream
+from llm_local.engine.stream import Stream
 from llm_local.engine.types import Delta, TokenLogprob, Usage
 from llm_local.errors import ContextLengthExceeded, RequestError
 from llm_local.server.answers import Choice, Envelope, completion_logprobs, timings_json, usage_json

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from llm_local.config import Settings
-from llm_local.engine.engine import Stream
+from llm_local.engine.stream import Stream
 from llm_local.engine.types import Delta
 from llm_local.errors import LLMLocalError
 from llm_local.server.answers import Choice, fold

@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from llm_local.engine.engine import Engine, Stream
+from llm_local.engine.engine import Engine
+from llm_local.engine.stream import Stream
 from llm_local.engine.types import Delta, FinishReason, GenerationRequest, SamplingParams
 from llm_local.errors import DeadlineExceeded, DecodeFailed, Draining, EngineDead, QueueFull
 from tests.fakes import END, FakeBackend, expected_tokens
