@@ -32,6 +32,30 @@ QUESTIONS = [
     "Describe a time when you had to learn a new tool in a week. How did you go about it?",
     "Как вы объясните бизнесу, почему отчёт задерживается на два дня?",
 ]
+INTERVIEWER = (
+    "Ты проводишь собеседование. Отвечай только JSON с полями reply (реплика, одно-два предложения), next_node_id, "
+    "scoring_update {block, delta, score} и red_flags (список строк)."
+)
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "reply": {"type": "string"},
+        "next_node_id": {"type": "string"},
+        "scoring_update": {
+            "type": "object",
+            "properties": {
+                "block": {"type": "string"},
+                "delta": {"type": "integer"},
+                "score": {"type": "number", "minimum": 0, "maximum": 10},
+            },
+            "required": ["block", "delta", "score"],
+            "additionalProperties": False,
+        },
+        "red_flags": {"type": "array", "items": {"type": "string"}, "maxItems": 4},
+    },
+    "required": ["reply", "next_node_id", "scoring_update", "red_flags"],
+    "additionalProperties": False,
+}
 SYSTEM = "Ты вежливый интервьюер. Отвечай коротко и по делу."
 
 
@@ -82,7 +106,9 @@ async def chat(url: str, body: dict, into: Round) -> None:
         raise SystemExit(f"{url} answered without usage")
 
 
-async def one_round(url: str, clients: int, requests: int, number: int, args: argparse.Namespace) -> Round:
+async def one_round(
+    url: str, clients: int, requests: int, number: int, args: argparse.Namespace, *, schema: bool = False
+) -> Round:
     result = Round()
 
     async def client(index: int) -> None:
@@ -104,6 +130,10 @@ async def one_round(url: str, clients: int, requests: int, number: int, args: ar
                 "stream": True,
                 "stream_options": {"include_usage": True},
             }
+            if schema:
+                # The answer ends by itself; the limit is for one that does not.
+                body |= {"ignore_eos": False, "max_tokens": 2 * args.max_tokens}
+                body["response_format"] = {"type": "json_schema", "json_schema": {"name": "turn", "schema": SCHEMA}}
             await chat(url, body, result)
 
     began = time.perf_counter()
@@ -138,9 +168,15 @@ async def main() -> None:
     parser.add_argument("--model", default=None)
     parser.add_argument("--system", default=SYSTEM)
     parser.add_argument("--system-repeat", type=int, default=1, help="a longer system prompt")
+    parser.add_argument(
+        "--schema", default="", help="names of servers that are asked for JSON by the interviewer's schema, by commas"
+    )
     parser.add_argument("--cold", action="store_true", help="a new system prompt each round, shared by its clients")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    constrained = set(filter(None, args.schema.split(",")))
+    if constrained:
+        args.system = INTERVIEWER
     args.system *= args.system_repeat
     # No prompt of an earlier run may lie in a cache.
     args.run = secrets.token_hex(3)
@@ -165,7 +201,10 @@ async def main() -> None:
         for number in range(args.rounds):
             order = list(servers) if number % 2 == 0 else list(reversed(servers))
             for name in order:
-                rounds[name].append(await one_round(servers[name], clients, args.requests, number, args))
+                schema = name in constrained
+                rounds[name].append(
+                    await one_round(servers[name], clients, args.requests, number, args, schema=schema)
+                )
         print(f"\n{clients} clients, {args.rounds} rounds x {args.requests} requests x {args.max_tokens} tokens")
         print(f"{'server':12} {'tok/s':>22} {'TTFT p50 ms':>22} {'gap p50 ms':>22} {'gap p99 ms':>22}")
         for name, runs in rounds.items():

@@ -72,6 +72,9 @@ class Settings(BaseModel):
     min_p: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="where the request is silent")
     repeat_penalty: Annotated[float, Field(gt=0, le=10)] = Field(1.0, description="where the request is silent")
 
+    json_schema_enforce: bool = Field(True, description="enforce response_format; false refuses it (400)")
+    json_compact: bool = Field(True, description="no optional whitespace in enforced JSON")
+
     embedding: bool = Field(True, description="serve embeddings")
     embedding_model: _optional(str) = Field(None, description="GGUF of its own for embeddings; unset: `model`")  # type: ignore[valid-type]
     embedding_ctx: Count = Field(2048, description="longest input of an embedding in tokens")

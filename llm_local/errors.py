@@ -6,6 +6,8 @@ LLMLocalError                     status type                    code
 │  ├─ ContextLengthExceeded       400    invalid_request_error   context_length_exceeded
 │  ├─ UnsupportedParameter        400    invalid_request_error   unsupported_parameter
 │  ├─ UnknownParameter            400    invalid_request_error   unknown_parameter
+│  ├─ InvalidSchema               400    invalid_request_error   invalid_json_schema
+│  ├─ InvalidGrammar              400    invalid_request_error   invalid_grammar
 │  ├─ AuthenticationFailed        401    invalid_request_error   invalid_api_key
 │  ├─ NotFound                    404    invalid_request_error   not_found
 │  │  └─ ModelNotFound            404    invalid_request_error   model_not_found
@@ -81,6 +83,18 @@ class UnknownParameter(RequestError):
     """A field that is not part of the API."""
 
     code = "unknown_parameter"
+
+
+class InvalidSchema(RequestError):
+    """A JSON schema that is none, that nothing satisfies, or that cannot be enforced; the text says where and why."""
+
+    code = "invalid_json_schema"
+
+
+class InvalidGrammar(RequestError):
+    """A GBNF grammar, a regular expression or a list of choices that cannot be compiled."""
+
+    code = "invalid_grammar"
 
 
 class AuthenticationFailed(RequestError):

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import time
+from concurrent.futures import Future
 from functools import lru_cache
 
+import llguidance
 import numpy as np
 
 from llm_local.engine.backend import NoRoom
 from llm_local.engine.batch import Batch
 from llm_local.engine.types import SamplingParams
 from llm_local.errors import DecodeFailed
+from llm_local.structured.grammars import Grammars
+from llm_local.structured.guidance import Guidance
 
 END = 256
 N_VOCAB = 257
@@ -38,9 +42,12 @@ class FakeSampler:
         self.open = True
         backend.samplers.append(self)
 
-    def sample(self, row: int) -> int:
+    def sample(self, row: int, allowed: np.ndarray | None = None) -> int:
         assert self.open
         logits = self._backend.logits(row).astype(np.float64)
+        if allowed is not None:
+            assert allowed.any()
+            logits[~allowed] = -np.inf
         if self._params.ignore_eos:
             logits[END] = -np.inf
         if self._params.temperature == 0:
@@ -48,8 +55,33 @@ class FakeSampler:
         p = np.exp(logits - logits.max())
         return int(self._random.choice(N_VOCAB, p=p / p.sum()))
 
+    def accept(self, token: int) -> None:
+        assert self.open
+        assert 0 <= token < N_VOCAB
+
     def close(self) -> None:
         self.open = False
+
+
+class _FakeTokens:
+    """The vocabulary as llguidance's own wrapper wants it."""
+
+    eos_token_id = END
+    bos_token_id = None
+    tokens = [chr(token).encode() for token in range(END)] + [b"\xff<end>"]
+    special_token_ids = (END,)
+
+    def __call__(self, text: bytes) -> list[int]:
+        return [ord(char) for char in text.decode("utf-8", "replace") if ord(char) < END]
+
+
+@lru_cache(1)
+def fake_grammars(**options: bool) -> Grammars:
+    """Grammars over the fake vocabulary."""
+    tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_FakeTokens()), slices=[])
+    guidance: Future[Guidance] = Future()
+    guidance.set_result(Guidance(tokenizer, N_VOCAB, compact=options.get("compact", True)))
+    return Grammars(guidance)
 
 
 class FakeBackend:

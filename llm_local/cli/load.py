@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 from llm_local.chat.template import ChatTemplate
 from llm_local.config import Settings
@@ -18,6 +22,10 @@ from llm_local.llama.embedder import Embedder, Pooling
 from llm_local.llama.model import LlamaModel
 from llm_local.models.locate import quantization, served_name
 from llm_local.server.runtime import Loaded, ServedModel
+from llm_local.structured.grammars import Grammars
+from llm_local.structured.guidance import Guidance, build_tokenizer
+
+T = TypeVar("T")
 
 log = logging.getLogger("llm_local")
 
@@ -36,6 +44,8 @@ def load_model(path: Path, embedding_path: Path | None, settings: Settings, on_d
         threads = settings.threads or devices.usable_cpus()
         model = LlamaModel(path, n_gpu_layers=layers)
         undo.callback(model.close)
+        guidance = in_background("grammar tables", lambda: _guidance(model, settings))
+        undo.callback(guidance.exception)
         if not model.can_generate:
             raise StartupError(
                 f"{path.name} ({model.architecture}) is no decoder that generates text; name one in LLM_MODEL. "
@@ -73,10 +83,33 @@ def load_model(path: Path, embedding_path: Path | None, settings: Settings, on_d
         model=served,
         engine=engine,
         template=template,
+        grammars=Grammars(guidance),
         embeddings=embedder,
         embedding_model=_served_embedder(embedder, served),
         close=model.close,
     )
+
+
+def in_background(name: str, work: Callable[[], T]) -> Future[T]:
+    """Run `work` on a thread of its own; what it raises is in the future."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            log.exception("%s could not be built", name)
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
+
+
+def _guidance(model: LlamaModel, settings: Settings) -> Guidance:
+    began = time.perf_counter()
+    tokenizer = build_tokenizer(model)
+    log.debug("grammar tables built in %.1f s", time.perf_counter() - began)
+    return Guidance(tokenizer, model.n_vocab, compact=settings.json_compact)
 
 
 def _window(settings: Settings, model: LlamaModel) -> int:

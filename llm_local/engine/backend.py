@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_local.engine.batch import Batch
+from llm_local.engine.constraint import Allowed
 from llm_local.engine.types import SamplingParams, Token
 from llm_local.errors import LLMLocalError
 
@@ -19,10 +20,14 @@ class NoRoom(LLMLocalError):
 
 
 class Sampler(Protocol):
-    """Chooses tokens for one sequence; has a random state and remembers what it chose."""
+    """Chooses tokens for one sequence; has a random state and remembers what was taken."""
 
-    def sample(self, row: int) -> Token:
-        """Choose the token that follows output row `row` of the last decode, and remember it."""
+    def sample(self, row: int, allowed: Allowed | None = None) -> Token:
+        """Choose the token that follows output row `row` of the last decode, among all or the `allowed` [n_vocab]."""
+        ...
+
+    def accept(self, token: Token) -> None:
+        """Remember a token that was taken, sampled or not: penalties look back at it."""
         ...
 
     def close(self) -> None:

@@ -20,11 +20,12 @@ from dataclasses import dataclass
 
 from llm_local.engine.backend import Backend, NoRoom, Sampler, SideJob
 from llm_local.engine.batch import Batch, Part
+from llm_local.engine.constraint import Constraint, ConstraintFailed
 from llm_local.engine.logprobs import prompt_logprobs, token_logprob
 from llm_local.engine.scheduler import Scheduler
 from llm_local.engine.sequence import Sequence
 from llm_local.engine.stream import Receiver, Stream
-from llm_local.engine.types import Delta, FinishReason, GenerationRequest
+from llm_local.engine.types import Delta, FinishReason, GenerationRequest, Token
 from llm_local.errors import DeadlineExceeded, DecodeFailed, Draining, EngineDead, LLMLocalError, QueueFull
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class EngineStats:
     steps: int = 0
     rows: int = 0
     sampled_tokens: int = 0
+    refused_tokens: int = 0
     step_s: float = 0.0
     decode_s: float = 0.0
     sample_s: float = 0.0
@@ -129,34 +131,42 @@ class Engine:
             raise
         return samplers
 
-    def submit(self, requests: SequenceOf[GenerationRequest], samplers: list[Sampler] | None = None) -> Stream:
+    def submit(
+        self,
+        requests: SequenceOf[GenerationRequest],
+        samplers: list[Sampler] | None = None,
+        constraints: SequenceOf[Constraint] = (),
+    ) -> Stream:
         """Queue the sequences of one request.
 
         Args:
             requests: one for each sequence.
             samplers: from `new_samplers`; built here when not given. They are closed by the engine in any case.
+            constraints: one for each sequence, or none at all; closed by the engine in any case.
 
         Raises:
             QueueFull: too many wait already.
             EngineDead, Draining: nothing is taken any more.
         """
         try:
-            self._check_room(len(requests))
+            self.check_room(len(requests))
         except LLMLocalError:
-            _close_all(samplers or [])
+            _close_all([*(samplers or []), *constraints])
             raise
         stream = Stream(self, len(requests))
         samplers = self.new_samplers(requests) if samplers is None else samplers
+        of_each: SequenceOf[Constraint | None] = constraints or [None] * len(requests)
         sequences = [
-            Sequence(request, index, stream, sampler)
-            for index, (request, sampler) in enumerate(zip(requests, samplers, strict=True))
+            Sequence(request, index, stream, sampler, constraint)
+            for index, (request, sampler, constraint) in enumerate(zip(requests, samplers, of_each, strict=True))
         ]
         self.n_open += len(sequences)
         self._streams.add(stream)
         self._inbox.put(_Submit(sequences))
         return stream
 
-    def _check_room(self, n: int) -> None:
+    def check_room(self, n: int) -> None:
+        """Raise what a request of `n` sequences must be answered with, if it cannot be taken."""
         self.check_available()
         if self.n_open + n > self.capacity:
             raise QueueFull(
@@ -280,11 +290,25 @@ class Engine:
             match message:
                 case _Submit(sequences):
                     for sequence in sequences:
-                        self._scheduler.add(sequence)
+                        self._add(sequence)
                 case _Cancel(stream):
                     self._cancel(stream)
                 case _Stop():
                     return False
+
+    def _add(self, sequence: Sequence) -> None:
+        """Queue a sequence, with what its constraint forces at once: that is computed with the prompt."""
+        try:
+            self._force(sequence)
+        except ConstraintFailed as error:
+            self._end(sequence, sequence.failed(error))
+            return
+        if sequence.done:
+            delta = sequence.delta()
+            assert delta is not None
+            self._end(sequence, delta)
+        else:
+            self._scheduler.add(sequence)
 
     def _cancel(self, stream: Stream) -> None:
         gone = LLMLocalError("The client left.")
@@ -337,31 +361,76 @@ class Engine:
             if sequence.request.report_progress:
                 self.post(sequence.stream, sequence.progress())
             return
-        text = ""
+        if sequence.first_token_at is None:
+            sequence.first_token_at = time.monotonic()
         if sequence.request.max_tokens == 0:
             sequence.finish = FinishReason.LENGTH
         else:
-            text = self._sample(sequence, part.last_row)
-        delta = sequence.delta(text)
+            try:
+                self._sample(sequence, part.last_row)
+                self._force(sequence)
+            except (ConstraintFailed, DecodeFailed) as error:
+                self._end(sequence, sequence.failed(error))
+                return
+        delta = sequence.delta()
         if sequence.done:
             assert delta is not None
             self._end(sequence, delta)
         elif delta is not None:
             self.post(sequence.stream, delta)
 
-    def _sample(self, sequence: Sequence, row: int) -> str:
+    def _sample(self, sequence: Sequence, row: int) -> None:
         began = time.perf_counter()
-        token = sequence.sampler.sample(row)
+        token = self._choose(sequence, row)
+        sequence.sampler.accept(token)
         self.stats.sample_s += time.perf_counter() - began
         self.stats.sampled_tokens += 1
         n_top = sequence.request.params.logprobs
         logprob = None if n_top is None else token_logprob(self._backend, row, token, n_top)
         backend = self._backend
-        return sequence.append(token, backend.piece(token), is_end=backend.is_end(token), logprob=logprob)
+        sequence.append(token, backend.piece(token), is_end=backend.is_end(token), logprob=logprob)
+
+    def _choose(self, sequence: Sequence, row: int) -> Token:
+        """Sample, and once more among what is allowed if the constraint refuses the token.
+
+        A token t of probability p(t) comes out with p(t) + (1 - Z) p(t) / Z = p(t) / Z, where Z is the mass of all
+        allowed tokens: as if the others had been masked at once.
+        """
+        token = sequence.sampler.sample(row)
+        constraint = sequence.constraint
+        if constraint is None:
+            return token
+        began = time.perf_counter()
+        if not constraint.allows(token):
+            allowed = constraint.allowed()
+            self.stats.refused_tokens += 1
+            token = sequence.sampler.sample(row, allowed)
+        if not self._backend.is_end(token):
+            constraint.accept(token)
+        sequence.constraint_s += time.perf_counter() - began
+        return token
+
+    def _force(self, sequence: Sequence) -> None:
+        """Append what the constraint leaves no choice about; the next batch computes it.
+
+        With log probabilities every token is sampled, as each needs its own logits.
+        """
+        constraint = sequence.constraint
+        if constraint is None or sequence.done or sequence.request.params.logprobs is not None:
+            return
+        began = time.perf_counter()
+        for token in constraint.forced():
+            if sequence.done or sequence.n_generated >= sequence.request.max_tokens:
+                break
+            constraint.accept(token)
+            sequence.sampler.accept(token)
+            sequence.append(token, self._backend.piece(token), is_end=False)
+            sequence.n_forced += 1
+        sequence.constraint_s += time.perf_counter() - began
 
     def _end(self, sequence: Sequence, delta: Delta) -> None:
         self._scheduler.remove(sequence)
-        sequence.sampler.close()
+        sequence.close()
         self.post(sequence.stream, delta)
 
     def _flush(self) -> None:
@@ -379,18 +448,18 @@ class Engine:
 
     def _close(self) -> None:
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
-            sequence.sampler.close()
+            sequence.close()
         while not self._inbox.empty():
             message = self._inbox.get()
             if isinstance(message, _Submit):
                 for sequence in message.sequences:
-                    sequence.sampler.close()
+                    sequence.close()
         if self._side_job is not None:
             self._side_job.close(self.unavailable or Draining("The server is shutting down."))
         self._flush()
         self._backend.close()
 
 
-def _close_all(samplers: SequenceOf[Sampler]) -> None:
-    for sampler in samplers:
-        sampler.close()
+def _close_all(things: SequenceOf[Sampler | Constraint]) -> None:
+    for thing in things:
+        thing.close()

@@ -1,7 +1,8 @@
 """Decides which tokens are computed next. Engine thread.
 
 There is no prefill phase and no decode phase: each sequence's `computed` catches up with its `length`. A batch has
-one row for every sequence that is only one token behind, and the rest of its room goes to prompts, oldest first.
+the rows of every sequence that is only a few tokens behind (the one that was sampled and those that a constraint
+forced after it), and the rest of its room goes to prompts, oldest first.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from llm_local.engine.sequence import NO_SLOT, Sequence
 WAIT_FOR_PREFIX = 32
 """Waiting for another sequence to compute a common prefix must save this many tokens, or half of the rest."""
 
+
+FEW = 12
+"""A sequence so many tokens behind catches up at once; more are read in parts, like a prompt."""
 
 ROW_GROUP = 4
 """Rows that the CPU's matrix kernels compute together: of 4, 5 and 8 rows, 5 cost nearly as much as 8."""
@@ -63,6 +67,7 @@ class Scheduler:
         """Return the next batch: empty only when nothing runs."""
         self._batch.clear()
         self._admit()
+        self._grow()
         self._add_decodes()
         self._add_prompts()
         if self.running and not self._batch:
@@ -146,10 +151,19 @@ class Scheduler:
             return other, common
         return None
 
-    def _add_decodes(self) -> None:
+    def _grow(self) -> None:
         for sequence in list(self.running):
-            if sequence.pending == 1 and sequence.slot != NO_SLOT and self._has_cells(sequence):
-                self._batch.add(sequence, 1)
+            if sequence.slot != NO_SLOT:
+                self._has_cells(sequence)
+
+    def _add_decodes(self) -> None:
+        # One row is kept for each of those that come after.
+        room = self._batch.room - len(self.running)
+        for sequence in self.running:
+            n = sequence.pending
+            if n == 1 or (n <= min(FEW, room + 1) and not sequence.wants_prompt_logits):
+                self._batch.add(sequence, n)
+                room -= n - 1
 
     def _has_cells(self, sequence: Sequence) -> bool:
         """Grow the sequence's reserve when it is used up, at the cost of the youngest; False if that is itself."""
@@ -166,11 +180,12 @@ class Scheduler:
         batch = self._batch
         room = min(batch.room, self._prefill_chunk) if batch else batch.room
         outputs = self._prompt_outputs
+        caught_up = {part.sequence for part in batch.parts}
         for sequence in self.running:
             n = _even_part(sequence.pending, room, batch.n_rows)
             if sequence.wants_prompt_logits:
                 n = min(n, outputs)
-            if sequence.pending > 1 and n > 0:
+            if n > 0 and sequence not in caught_up:
                 batch.add(sequence, n)
                 room -= n
                 outputs -= n if sequence.wants_prompt_logits else 0

@@ -1,4 +1,4 @@
-"""One answer in the making: its tokens, how many of them are computed, its sampler and its text. Engine thread.
+"""One answer in the making: its tokens, how many of them are computed, its sampler, constraint and text. Engine thread.
 
 0            computed             length
 |-- in KV -----|---- pending -------|          decode is just pending == 1
@@ -17,6 +17,7 @@ from llm_local.errors import LLMLocalError
 
 if TYPE_CHECKING:
     from llm_local.engine.backend import Sampler
+    from llm_local.engine.constraint import Constraint
     from llm_local.engine.stream import Stream
 
 NO_SLOT = -1
@@ -31,11 +32,21 @@ class Sequence:
         held_by: the running sequence that is computing a prefix this one will share, and its length.
     """
 
-    def __init__(self, request: GenerationRequest, index: int, stream: Stream, sampler: Sampler) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        index: int,
+        stream: Stream,
+        sampler: Sampler,
+        constraint: Constraint | None = None,
+    ) -> None:
         self.request = request
         self.index = index
         self.stream = stream
         self.sampler = sampler
+        self.constraint = constraint
+        self.n_forced = 0
+        self.constraint_s = 0.0
         self.n_prompt = len(request.prompt)
         self.tokens = np.empty(self.n_prompt + request.max_tokens, np.int32)
         self.tokens[: self.n_prompt] = request.prompt
@@ -46,6 +57,7 @@ class Sequence:
         self.held_by: tuple[Sequence, int] | None = None
         self.finish: FinishReason | None = None
         self.text = TextStream(request.stop)
+        self._new_text = ""
         self.logprobs = LogprobQueue() if request.params.logprobs is not None else None
         self.prompt_logprobs: dict[int, TokenLogprob] = {}
         self.submitted_at = time.monotonic()
@@ -59,7 +71,7 @@ class Sequence:
 
     @property
     def n_generated(self) -> int:
-        """Tokens sampled so far."""
+        """Tokens of the answer so far, sampled and forced."""
         return self.length - self.n_prompt
 
     @property
@@ -77,25 +89,30 @@ class Sequence:
         self.computed = cached
         if self.started_at is None:
             self.started_at = time.monotonic()
-            self.cached = cached
+            self.cached = min(cached, self.n_prompt)
 
-    def append(self, token: Token, piece: bytes, *, is_end: bool, logprob: TokenLogprob | None) -> str:
-        """Take a sampled token in; return the text it released. Sets `finish` when it was the last."""
-        if self.first_token_at is None:
-            self.first_token_at = time.monotonic()
+    def append(self, token: Token, piece: bytes, *, is_end: bool, logprob: TokenLogprob | None = None) -> None:
+        """Take a token of the answer in. Sets `finish` when it was the last."""
         self.tokens[self.length] = token
         self.length += 1
-        text = "" if is_end else self.text.push(piece)
-        if self.logprobs is not None and logprob is not None and not is_end:
-            self.logprobs.push(logprob)
-        if is_end or self.text.stopped_by is not None:
-            self.finish = FinishReason.STOP
+        if not is_end:
+            self._new_text += self.text.push(piece)
+            if self.logprobs is not None and logprob is not None:
+                self.logprobs.push(logprob)
+        if is_end or self.text.stopped_by is not None or self._must_end:
+            # A stop string in the middle of what is constrained cuts it short: that is no regular end.
+            whole = self.constraint is None or self.constraint.may_end
+            self.finish = FinishReason.STOP if whole else FinishReason.LENGTH
         elif self.n_generated >= self.request.max_tokens:
             self.finish = FinishReason.LENGTH
-        return text
 
-    def delta(self, text: str = "") -> Delta | None:
+    @property
+    def _must_end(self) -> bool:
+        return self.constraint is not None and self.constraint.must_end
+
+    def delta(self) -> Delta | None:
         """Return what is new since the last delta, or None when nothing is."""
+        text, self._new_text = self._new_text, ""
         if self.done:
             text += self.text.flush()
         logprobs = self.logprobs.release(self.text.n_released, last=self.done) if self.logprobs is not None else ()
@@ -111,6 +128,12 @@ class Sequence:
         if self.wants_prompt_logits or not self.request.cache_prompt:
             return 0
         return self.length - 1
+
+    def close(self) -> None:
+        """Free the sampler and the constraint."""
+        self.sampler.close()
+        if self.constraint is not None:
+            self.constraint.close()
 
     def failed(self, error: LLMLocalError) -> Delta:
         """Return the last delta of a sequence that ends with an error."""
@@ -134,4 +157,6 @@ class Sequence:
             queue_ms=(started - self.submitted_at) * 1e3,
             prompt_ms=(first - started) * 1e3,
             generation_ms=(now - first) * 1e3,
+            forced_tokens=self.n_forced,
+            constraint_ms=self.constraint_s * 1e3,
         )

@@ -112,6 +112,7 @@ class Usage:
         prompt_ms: from there to the first sampled token.
         generation_ms: from there to the last one.
         forced_tokens: tokens that a constraint left no choice about.
+        constraint_ms: time that the constraint took.
     """
 
     prompt_tokens: int
@@ -121,6 +122,7 @@ class Usage:
     prompt_ms: float
     generation_ms: float
     forced_tokens: int = 0
+    constraint_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from llm_local.engine.backend import Logits
 from llm_local.engine.types import SamplingParams, Token
+from llm_local.errors import DecodeFailed
 
 MOST_LOWERED = 256
 """Lowered tokens that `top_k` makes room for; with more it is checked whether enough are left."""
@@ -41,9 +42,9 @@ _held = ctypes.PyDLL(llama_cpp.llama_cpp._lib._name)
 _apply = _held.llama_sampler_apply
 _apply.argtypes = [ctypes.c_void_p, ctypes.POINTER(llama_cpp.llama_token_data_array)]
 _apply.restype = None
-_accept = _held.llama_sampler_accept
-_accept.argtypes = [ctypes.c_void_p, llama_cpp.llama_token]
-_accept.restype = None
+accept = _held.llama_sampler_accept
+accept.argtypes = [ctypes.c_void_p, llama_cpp.llama_token]
+accept.restype = None
 
 
 class Rule(Enum):
@@ -92,10 +93,11 @@ class Candidates:
     """The native array that chains run on; one for all samplers of a context, as they run one after another."""
 
     def __init__(self, n_vocab: int) -> None:
-        self.data = np.zeros(CAPACITY, TOKEN_DATA)
+        self.data = np.zeros(max(n_vocab, CAPACITY), TOKEN_DATA)
+        self.all_ids = np.arange(n_vocab)
         self._mask = np.zeros(n_vocab, bool)
         self.native = llama_cpp.llama_token_data_array()
-        self._pointer = ctypes.pointer(self.native)
+        self.pointer = ctypes.pointer(self.native)
         self._address: Any = ctypes.cast(self.data.ctypes.data, ctypes.POINTER(llama_cpp.llama_token_data))
 
     def above(self, logits: Logits, floor: float) -> npt.NDArray[np.intp]:
@@ -117,12 +119,19 @@ class Candidates:
 
     def apply(self, sampler: int) -> None:
         """Run one sampler on the array."""
-        _apply(sampler, self._pointer)
+        _apply(sampler, self.pointer)
 
     @property
     def chosen(self) -> Token:
-        """The token that the last sampler of a chain selected."""
-        return int(self.native.data[self.native.selected].id)
+        """The token that the last sampler of a chain selected.
+
+        Raises:
+            DecodeFailed: it selected none (the logits are not numbers).
+        """
+        selected = int(self.native.selected)
+        if not 0 <= selected < self.native.size:
+            raise DecodeFailed("No token could be sampled: the model's logits are not numbers.")
+        return int(self.native.data[selected].id)
 
     def _reset(self, n: int, *, is_sorted: bool) -> None:
         native = self.native
@@ -193,9 +202,7 @@ class NarrowedSampling:
         for floor in self._floors(logits):
             outcome = self._try(logits, floor)
             if outcome is not False:
-                token = self._choose() if outcome is True else int(outcome)
-                self.accept(token)
-                return token
+                return self._choose() if outcome is True else int(outcome)
         return None
 
     def _floors(self, logits: Logits) -> list[float]:
@@ -229,11 +236,6 @@ class NarrowedSampling:
         if self._chain.edits and float(values.max()) < floor:
             return False
         return self._checks[self._rule](values, floor, logits, ids, raw)
-
-    def accept(self, token: Token) -> None:
-        """Let the chain remember a token."""
-        _accept(self._chain.native, token)
-        self.note(token)
 
     def note(self, token: Token) -> None:
         """Remember that penalties have seen a token."""

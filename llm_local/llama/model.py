@@ -204,6 +204,26 @@ class LlamaModel:
                 return buffer.raw[:n]
             size = -n
 
+    def token_bytes(self) -> list[bytes]:
+        """Return the bytes of all tokens; those that no text contains (control tokens, `<tool_call>`) begin with 0xFF.
+
+        The mark is llguidance's: a grammar's text cannot match such a token, only its name can.
+        """
+        control, user = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL, llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
+        out = []
+        for token in range(self.n_vocab):
+            piece = self.piece(token) or self.piece(token, special=True)
+            attributes = llama_cpp.llama_vocab_get_attr(self.vocab, token)
+            named = piece.startswith(b"<") and piece.endswith(b">")
+            special = attributes & control or (attributes & user and named)
+            out.append(b"\xff" + piece if special else piece)
+        return out
+
+    def native_tokenizer(self) -> tuple[int, int]:
+        """Return the addresses of the vocabulary and of `llama_tokenize`, for native code that tokenizes."""
+        function = llama_cpp.llama_cpp._lib.llama_tokenize
+        return int(self.vocab), int(ctypes.cast(function, ctypes.c_void_p).value or 0)
+
     def detokenize(self, tokens: list[int]) -> str:
         """Return the text of tokens, control tokens included, as llama.cpp's `/detokenize`."""
         return b"".join(self.piece(token, special=True) for token in tokens).decode("utf-8", "replace")

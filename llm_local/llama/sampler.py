@@ -16,8 +16,9 @@ import llama_cpp
 import numpy as np
 
 from llm_local.engine.backend import Logits
+from llm_local.engine.constraint import Allowed
 from llm_local.engine.types import SamplingParams, Token
-from llm_local.llama.candidates import Candidates, Chain, NarrowedSampling, rule_of
+from llm_local.llama.candidates import CAPACITY, Candidates, Chain, NarrowedSampling, accept, rule_of
 from llm_local.llama.model import LlamaModel
 
 NARROW_FROM = 8192
@@ -58,6 +59,8 @@ class LlamaSampler:
     ) -> None:
         self._context = context
         self._n_vocab = model.n_vocab
+        self._candidates = candidates
+        self._all = candidates.all_ids
         self._chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         self._samplers = Chain(self._chain, [], [])
         self._seed = secrets.randbits(32) if params.seed is None else params.seed % 2**32
@@ -80,16 +83,32 @@ class LlamaSampler:
                 candidates, self._samplers, params, rule, self._lifted, self._lowered, self._seed
             )
 
-    def sample(self, row: int) -> Token:
-        """Choose the token after output row `row` of the last decode; the chain remembers it."""
-        if self._narrowed is not None:
-            token = self._narrowed.sample(row_logits(self._context, row, self._n_vocab))
+    def sample(self, row: int, allowed: Allowed | None = None) -> Token:
+        """Choose the token after output row `row` of the last decode, among all or the `allowed` [n_vocab]."""
+        logits = row_logits(self._context, row, self._n_vocab)
+        if allowed is None:
+            ids = None
+        else:
+            ids = allowed.nonzero()[0]
+            if len(ids) > CAPACITY:
+                logits, ids = np.where(allowed, logits, np.float32(-np.inf)), None
+        if ids is None and self._narrowed is not None:
+            token = self._narrowed.sample(logits)
             if token is not None:
                 return token
-        token = int(llama_cpp.llama_sampler_sample(self._chain, self._context, row))
+        # The chain on all tokens, or on the few that are allowed: what is left out could not be chosen.
+        if ids is None:
+            self._candidates.fill(self._all, logits)
+        else:
+            self._candidates.fill(ids, logits[ids])
+        llama_cpp.llama_sampler_apply(self._chain, self._candidates.pointer)
+        return self._candidates.chosen
+
+    def accept(self, token: Token) -> None:
+        """Let penalties know of a token that was taken."""
+        accept(self._chain, token)
         if self._narrowed is not None:
             self._narrowed.note(token)
-        return token
 
     def close(self) -> None:
         """Free the chain and its samplers."""

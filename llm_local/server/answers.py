@@ -112,6 +112,7 @@ def timings_json(usage: Usage) -> dict[str, Any]:
         "predicted_per_token_ms": round(usage.generation_ms / max(generated, 1), 3),
         "predicted_per_second": _rate(generated, usage.generation_ms),
         "forced_n": usage.forced_tokens,
+        "grammar_ms": round(usage.constraint_ms, 3),
     }
 
 

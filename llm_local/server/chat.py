@@ -14,7 +14,7 @@ from llm_local.engine.types import Delta, Progress, Usage
 from llm_local.errors import RequestError, UnsupportedParameter
 from llm_local.server.answers import Choice, Envelope, chat_logprobs, timings_json, usage_json
 from llm_local.server.body import read_body
-from llm_local.server.generation import check_length, check_served, generation_requests
+from llm_local.server.generation import check_length, check_served, constraint_spec, generation_requests, start
 from llm_local.server.requestlog import log_finished
 from llm_local.server.runtime import Loaded, Runtime
 from llm_local.server.schema import (
@@ -49,7 +49,7 @@ async def chat_completions(request: Request) -> Response:
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         param="messages",
     )
-    stream = loaded.engine.submit(requests, await runtime.in_worker(loaded.engine.new_samplers, requests))
+    stream = await start(runtime, requests, constraint_spec(body, runtime.settings))
     if not body.stream:
         choices = await whole_answer(request, stream, body.n)
         log_finished(request, [choice.usage for choice in choices], [choice.finish for choice in choices])

@@ -15,7 +15,14 @@ from llm_local.errors import ContextLengthExceeded, RequestError
 from llm_local.server.answers import Choice, Envelope, completion_logprobs, timings_json, usage_json
 from llm_local.server.body import read_body
 from llm_local.server.chat import progress_json
-from llm_local.server.generation import check_length, check_served, check_tokens, generation_requests
+from llm_local.server.generation import (
+    check_length,
+    check_served,
+    check_tokens,
+    constraint_spec,
+    generation_requests,
+    start,
+)
 from llm_local.server.requestlog import log_finished
 from llm_local.server.runtime import Runtime, Vocabulary
 from llm_local.server.schema import CompletionRequest
@@ -59,7 +66,7 @@ async def completions(request: Request) -> Response:
             prompt_logprobs=body.echo and body.logprobs is not None,
         )
     ]
-    stream = loaded.engine.submit(requests, await runtime.in_worker(loaded.engine.new_samplers, requests))
+    stream = await start(runtime, requests, constraint_spec(body, runtime.settings))
     if not body.stream:
         choices = await whole_answer(request, stream, len(requests))
         log_finished(request, [choice.usage for choice in choices], [choice.finish for choice in choices])

@@ -9,14 +9,20 @@ from dataclasses import replace
 from typing import Any
 
 from llm_local.config import Settings
+from llm_local.engine.constraint import Constraint
+from llm_local.engine.stream import Stream
 from llm_local.engine.types import GenerationRequest, SamplingParams
 from llm_local.errors import ContextLengthExceeded, RequestError, UnsupportedParameter
-from llm_local.server.runtime import Loaded, Vocabulary
+from llm_local.server.runtime import Loaded, Runtime, Vocabulary
 from llm_local.server.schema import ChatRequest, SamplingFields
+from llm_local.structured.spec import ChoiceSpec, GbnfSpec, RegexSpec, Spec
 
 MAX_BIAS_TEXT = 256
 
-UNSERVED = ("grammar", "guided_regex", "guided_choice")
+CONSTRAINTS = ("grammar", "guided_regex", "guided_choice")
+"""Fields of which one at most may be given, and not beside a `response_format` of JSON."""
+
+UNSERVED: tuple[str, ...] = ()
 UNSERVED_CHAT = ("tools", "functions", "web_search_options", "moderation")
 
 
@@ -32,17 +38,39 @@ def check_served(body: SamplingFields) -> None:
             raise UnsupportedParameter(f"'{name}' is not supported by this server.", param=name)
     if not isinstance(body, ChatRequest):
         return
-    kind = (body.response_format or {"type": "text"}).get("type")
-    if kind != "text":
-        raise UnsupportedParameter(
-            f"'response_format' of type {kind!r} is not supported by this server; only 'text' is.",
-            param="response_format",
-        )
     if body.tool_choice not in (None, "none", "auto") or body.function_call not in (None, "none", "auto"):
         name = "tool_choice" if body.tool_choice not in (None, "none", "auto") else "function_call"
         raise UnsupportedParameter(f"'{name}' is not supported by this server.", param=name)
     if body.modalities is not None and body.modalities != ["text"]:
         raise UnsupportedParameter("'modalities' other than ['text'] are not supported.", param="modalities")
+
+
+def constraint_spec(body: SamplingFields, settings: Settings) -> Spec | None:
+    """Return what the answer must be, or None when it is free.
+
+    Raises:
+        RequestError: two fields say so at once, or enforcement is switched off.
+    """
+    given: list[tuple[str, Spec]] = []
+    if body.grammar is not None:
+        given.append(("grammar", GbnfSpec(body.grammar)))
+    if body.guided_regex is not None:
+        given.append(("guided_regex", RegexSpec(body.guided_regex)))
+    if body.guided_choice is not None:
+        given.append(("guided_choice", ChoiceSpec(tuple(body.guided_choice))))
+    if isinstance(body, ChatRequest) and body.response_format is not None:
+        schema = body.response_format.enforced()
+        if schema is not None:
+            given.append(("response_format", schema))
+    if len(given) > 1:
+        names = " and ".join(f"'{name}'" for name, _ in given[:2])
+        raise RequestError(f"{names} cannot be given together: each says what the answer must be.", param=given[1][0])
+    if given and not settings.json_schema_enforce:
+        raise UnsupportedParameter(
+            f"'{given[0][0]}' is not served: enforcement is switched off here (LLM_JSON_SCHEMA_ENFORCE).",
+            param=given[0][0],
+        )
+    return given[0][1] if given else None
 
 
 def sampling_params(
@@ -124,6 +152,23 @@ def generation_requests(
         )
         for choice in range(n)
     ]
+
+
+async def start(runtime: Runtime, requests: list[GenerationRequest], spec: Spec | None) -> Stream:
+    """Submit the sequences of one request, once their samplers and constraints are built on a worker.
+
+    Raises:
+        InvalidSchema, InvalidGrammar: what the answer must be cannot be enforced.
+        QueueFull, EngineDead, Draining: nothing is taken now.
+    """
+    loaded = runtime.ready
+    loaded.engine.check_room(len(requests))
+    constraints: list[Constraint] = []
+    if spec is not None:
+        await loaded.grammars.ready()
+        constraints = await runtime.in_worker(loaded.grammars.constraints, spec, len(requests))
+    samplers = await runtime.in_worker(loaded.engine.new_samplers, requests)
+    return loaded.engine.submit(requests, samplers, constraints)
 
 
 def check_length(text: str, vocabulary: Vocabulary, window: int, param: str) -> None:

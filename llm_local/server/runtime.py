@@ -14,6 +14,7 @@ from llm_local.chat.template import ChatTemplate
 from llm_local.config import Settings
 from llm_local.engine.engine import Engine
 from llm_local.errors import EngineError, LLMLocalError, Loading, ModelNotFound
+from llm_local.structured.grammars import Grammars
 
 T = TypeVar("T")
 
@@ -107,6 +108,7 @@ class Loaded:
     model: ServedModel
     engine: Engine
     template: ChatTemplate
+    grammars: Grammars
     embeddings: Embeddings | None = None
     embedding_model: ServedModel | None = None
     close: Callable[[], None] = lambda: None

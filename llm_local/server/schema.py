@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from llm_local.server.body import Body
+from llm_local.structured.spec import JsonSpec
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 TokenId = Annotated[int, Field(ge=0)]
@@ -65,10 +66,9 @@ class SamplingFields(Body):
     timings_per_token: bool = False
     return_progress: bool = False
     user: str | None = None
-    # Constraints: refused until they are enforced (see `generation.UNSERVED`).
-    grammar: str | None = None
-    guided_regex: str | None = None
-    guided_choice: list[str] | None = None
+    grammar: Text | None = Field(None, description="GBNF, llama.cpp's grammar language, that the answer must match")
+    guided_regex: Text | None = Field(None, description="regular expression that the whole answer must match")
+    guided_choice: list[str] | None = Field(None, description="texts of which the answer must be one")
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> SamplingFields:
@@ -162,6 +162,40 @@ ChatMessage = Annotated[
 ]
 
 
+class JsonSchemaFormat(Body):
+    """`response_format.json_schema`. Every schema is enforced, whether `strict` says so or not."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    """`response_format`."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema", description="of a json_object, as in llama.cpp")
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> ResponseFormat:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("a response_format of type 'json_schema' needs 'json_schema'")
+        if self.type != "json_schema" and self.json_schema is not None:
+            raise ValueError(f"'json_schema' is not allowed when 'type' is '{self.type}'")
+        return self
+
+    def enforced(self) -> JsonSpec | None:
+        """Return what the answer must be, or None for plain text."""
+        if self.type == "text":
+            return None
+        if self.json_schema is not None:
+            schema = {} if self.json_schema.schema_ is None else self.json_schema.schema_
+            return JsonSpec(schema)
+        return JsonSpec({"type": "object"} if self.schema_ is None else self.schema_, "response_format.schema")
+
+
 class ChatRequest(SamplingFields):
     """`POST /v1/chat/completions`."""
 
@@ -169,7 +203,7 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None

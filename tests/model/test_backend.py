@@ -107,6 +107,7 @@ def draw(backend: LlamaBackend, smol: LlamaModel, n: int = 40, prompt: str = TEX
     row, out = len(tokens) - 1, []
     for step in range(n):
         out.append(sampler.sample(row))
+        sampler.accept(out[-1])
         rows(backend, ([out[-1]], len(tokens) + step, 0))
         row = 0
     sampler.close()

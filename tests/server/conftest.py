@@ -22,7 +22,7 @@ from llm_local.engine.engine import Engine
 from llm_local.errors import ContextLengthExceeded
 from llm_local.server.app import create_app
 from llm_local.server.runtime import Loaded, Runtime, ServedModel
-from tests.fakes import END, N_VOCAB, FakeBackend
+from tests.fakes import END, N_VOCAB, FakeBackend, fake_grammars
 
 
 class ByteVocabulary:
@@ -111,7 +111,14 @@ def serving(
             answer_reserve=64,
         )
         model = ServedModel("fake", ("alias",), ByteVocabulary(), window, "Q4_K_M", 123, 7, 8, embeds=True)
-        return Loaded(model, engine, ChatTemplate(named_template("chatml")), embeddings or FakeEmbeddings(), model)
+        return Loaded(
+            model,
+            engine,
+            ChatTemplate(named_template("chatml")),
+            fake_grammars(),
+            embeddings or FakeEmbeddings(),
+            model,
+        )
 
     runtime = Runtime(chosen, load or load_fake)
     served = Served("", backend, runtime)

@@ -1,0 +1,234 @@
+"""The llguidance engine: an Earley parser over derivative-based lexers, in Rust. The only importer of llguidance.
+
+Compiling runs on workers; a `GuidanceConstraint` belongs to the engine thread once its answer runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from typing import Any, Protocol
+
+import llguidance
+import numpy as np
+
+from llm_local.engine.constraint import Allowed, ConstraintFailed
+from llm_local.engine.types import Token
+from llm_local.errors import InvalidGrammar, InvalidSchema
+from llm_local.structured.logic import Node
+from llm_local.structured.pattern import to_rust
+from llm_local.structured.schema import Schema
+
+# Dates that Python and JavaScript read, too: no year 0, no leap second.
+_YEAR = r"(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
+STRICTER_FORMATS = {
+    "date": f"^{_YEAR}-",
+    "date-time": rf"^{_YEAR}-[0-9]{{2}}-[0-9]{{2}}.[0-9]{{2}}:[0-9]{{2}}:[0-5]",
+    "time": r"^[0-9]{2}:[0-9]{2}:[0-5]",
+}
+
+
+class TokenTable(Protocol):
+    """What llguidance must know of a vocabulary.
+
+    Attributes:
+        n_vocab: number of tokens (logits).
+        end_tokens: tokens that end an answer.
+    """
+
+    n_vocab: int
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        ...
+
+    def token_bytes(self) -> list[bytes]:
+        """Return each token's bytes, those of control tokens marked by a leading 0xFF."""
+        ...
+
+    def native_tokenizer(self) -> tuple[int, int]:
+        """Return the addresses of the vocabulary and of `llama_tokenize`."""
+        ...
+
+
+def build_tokenizer(table: TokenTable) -> llguidance.LLTokenizer:
+    """Build llguidance's tables of a vocabulary, which takes about a second for 150,000 tokens."""
+    vocabulary, tokenize = table.native_tokenizer()
+    from_llamacpp: Any = llguidance.LLTokenizer.from_llamacpp  # type: ignore[attr-defined]
+    tokenizer: llguidance.LLTokenizer = from_llamacpp(
+        tokens=table.token_bytes(),
+        vocab_ptr=vocabulary,
+        tokenize_fptr=tokenize,
+        eos_token=sorted(table.end_tokens),
+        slices=None,
+    )
+    return tokenizer
+
+
+class Guidance:
+    """Compiles grammars for one vocabulary.
+
+    Args:
+        tokenizer: from `build_tokenizer`.
+        n_vocab: number of tokens (logits).
+        compact: no optional whitespace in JSON.
+    """
+
+    def __init__(self, tokenizer: llguidance.LLTokenizer, n_vocab: int, *, compact: bool) -> None:
+        self._tokenizer = tokenizer
+        self._n_vocab = n_vocab
+        self._options = {"whitespace_flexible": not compact}
+        self._limits = llguidance.LLParserLimits(verbose_errors=False)
+        self._end_tokens = frozenset(tokenizer.eos_tokens)
+
+    def json(self, schema: Schema) -> CompiledGuidance:
+        """Compile a canonical schema.
+
+        Raises:
+            InvalidSchema: llguidance cannot enforce it; its own words say why.
+        """
+        text = json.dumps({"x-guidance": self._options, **_document(schema)}, ensure_ascii=False)
+        return self._compile(
+            llguidance.LLMatcher.grammar_from_json_schema(text),
+            lambda why: InvalidSchema(f"The schema cannot be enforced: {why}"),
+        )
+
+    def regex(self, pattern: str) -> CompiledGuidance:
+        """Compile a regular expression that matches the whole answer.
+
+        Raises:
+            InvalidGrammar: it is none, or uses what finite automata cannot do.
+        """
+        return self._compile(
+            llguidance.LLMatcher.grammar_from_regex(whole(pattern)),
+            lambda why: InvalidGrammar(f"The regular expression cannot be enforced: {why}"),
+        )
+
+    def choice(self, choices: SequenceOf[str]) -> CompiledGuidance:
+        """Compile a list of texts."""
+        literals = "|".join("".join(f"\\u{{{ord(char):x}}}" for char in text) for text in choices)
+        return self._compile(
+            llguidance.LLMatcher.grammar_from_regex(literals),
+            lambda why: InvalidGrammar(f"The choices cannot be enforced: {why}"),
+        )
+
+    def lark(self, grammar: str) -> CompiledGuidance:
+        """Compile a grammar in llguidance's dialect of Lark."""
+        return self._compile(
+            llguidance.LLMatcher.grammar_from_lark(grammar),
+            lambda why: InvalidGrammar(f"The grammar cannot be enforced: {why}"),
+        )
+
+    def _compile(self, grammar: str, error: Callable[[str], Exception]) -> CompiledGuidance:
+        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+        if matcher.is_error():
+            raise error(_first_lines(matcher.get_error()))
+        return CompiledGuidance(matcher, self._n_vocab, self._end_tokens)
+
+
+class CompiledGuidance:
+    """A compiled grammar, from which any number of constraints start."""
+
+    def __init__(self, matcher: llguidance.LLMatcher, n_vocab: int, end_tokens: frozenset[int]) -> None:
+        self._matcher = matcher
+        self._n_vocab = n_vocab
+        self._end_tokens = end_tokens
+
+    def start(self) -> GuidanceConstraint:
+        """Return a constraint for one answer."""
+        return GuidanceConstraint(self._matcher.deep_copy(), self._n_vocab, self._end_tokens)
+
+
+class GuidanceConstraint:
+    """`engine.Constraint` on an llguidance matcher; see there for the methods."""
+
+    def __init__(self, matcher: llguidance.LLMatcher, n_vocab: int, end_tokens: frozenset[int]) -> None:
+        self._matcher = matcher
+        self._n_vocab = n_vocab
+        self._end_tokens = end_tokens
+
+    @property
+    def may_end(self) -> bool:
+        """Whether the answer is complete as it is."""
+        return bool(self._matcher.is_accepting())
+
+    @property
+    def must_end(self) -> bool:
+        """Whether nothing can follow."""
+        return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
+
+    def allows(self, token: Token) -> bool:
+        """Tell whether the token may come next."""
+        if token in self._end_tokens:
+            return self.may_end
+        return bool(self._matcher.validate_tokens([token]) == 1)
+
+    def allowed(self) -> Allowed:
+        """Return which tokens may come next."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        allowed = np.unpackbits(bits, bitorder="little")[: self._n_vocab].view(np.bool_)
+        if self._matcher.is_error() or not allowed.any():
+            raise self._failed()
+        return allowed
+
+    def accept(self, token: Token) -> None:
+        """Move on by a token."""
+        if not self._matcher.consume_token(token):
+            raise self._failed()
+
+    def forced(self) -> SequenceOf[Token]:
+        """Return tokens that are the only way to go on."""
+        return self._matcher.compute_ff_tokens()
+
+    def close(self) -> None:
+        """Nothing: Rust frees the matcher with this object."""
+
+    def _failed(self) -> ConstraintFailed:
+        why = _first_lines(self._matcher.get_error()) or "no token can follow"
+        return ConstraintFailed(f"The grammar could not be followed to its end: {why}")
+
+
+def whole(pattern: str) -> str:
+    """Return a pattern (Rust) for the whole text; anchors at its ends are allowed and mean nothing.
+
+    Raises:
+        InvalidGrammar: an anchor stands elsewhere.
+    """
+    try:
+        translated = to_rust(pattern, "guided_regex")
+    except InvalidSchema as error:
+        raise InvalidGrammar(error.message) from None
+    if translated.startswith("^"):
+        translated = translated[1:]
+    if translated.endswith("$") and not translated.endswith("\\$"):
+        translated = translated[:-1]
+    return translated
+
+
+def _document(schema: Schema) -> dict[str, Any]:
+    root = _emit(schema.root)
+    root = root if isinstance(root, dict) else {}
+    return {**({"$defs": {name: _emit(node) for name, node in schema.defs.items()}} if schema.defs else {}), **root}
+
+
+def _emit(node: Node) -> Node:
+    """Return a canonical node in llguidance's reading: a format that it knows is enforced, with what makes it safe."""
+    if isinstance(node, list):
+        return [_emit(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    out: dict[str, Any] = {}
+    for key, value in node.items():
+        if key in ("properties", "patternProperties"):
+            out[key] = {name: _emit(item) for name, item in value.items()}
+        else:
+            out[key] = value if key in ("enum", "required", "type") else _emit(value)
+    stricter = STRICTER_FORMATS.get(node.get("format", ""))
+    return {"allOf": [out, {"pattern": stricter}]} if stricter else out
+
+
+def _first_lines(text: str) -> str:
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return "; ".join(lines[:3])[:500]
