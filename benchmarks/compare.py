@@ -202,9 +202,7 @@ async def main() -> None:
             order = list(servers) if number % 2 == 0 else list(reversed(servers))
             for name in order:
                 schema = name in constrained
-                rounds[name].append(
-                    await one_round(servers[name], clients, args.requests, number, args, schema=schema)
-                )
+                rounds[name].append(await one_round(servers[name], clients, args.requests, number, args, schema=schema))
         print(f"\n{clients} clients, {args.rounds} rounds x {args.requests} requests x {args.max_tokens} tokens")
         print(f"{'server':12} {'tok/s':>22} {'TTFT p50 ms':>22} {'gap p50 ms':>22} {'gap p99 ms':>22}")
         for name, runs in rounds.items():

@@ -72,6 +72,9 @@ class Settings(BaseModel):
     min_p: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="where the request is silent")
     repeat_penalty: Annotated[float, Field(gt=0, le=10)] = Field(1.0, description="where the request is silent")
 
+    grammar_engine: Literal["auto", "llguidance", "llama"] = Field(
+        "auto", description="what enforces schemas and grammars; llama is LlamaGrammar alone"
+    )
     json_schema_enforce: bool = Field(True, description="enforce response_format; false refuses it (400)")
     json_compact: bool = Field(True, description="no optional whitespace in enforced JSON")
 

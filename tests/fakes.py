@@ -81,7 +81,7 @@ def fake_grammars(**options: bool) -> Grammars:
     tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_FakeTokens()), slices=[])
     guidance: Future[Guidance] = Future()
     guidance.set_result(Guidance(tokenizer, N_VOCAB, compact=options.get("compact", True)))
-    return Grammars(guidance)
+    return Grammars(guidance, lambda token: b"" if token == END else chr(token).encode())
 
 
 class FakeBackend:

@@ -19,11 +19,13 @@ from llm_local.errors import StartupError
 from llm_local.llama import devices
 from llm_local.llama.backend import ContextParams, LlamaBackend
 from llm_local.llama.embedder import Embedder, Pooling
+from llm_local.llama.grammar import LlamaGrammars
 from llm_local.llama.model import LlamaModel
 from llm_local.models.locate import quantization, served_name
 from llm_local.server.runtime import Loaded, ServedModel
 from llm_local.structured.grammars import Grammars
 from llm_local.structured.guidance import Guidance, build_tokenizer
+from llm_local.structured.native import NativeEngine
 
 T = TypeVar("T")
 
@@ -79,11 +81,12 @@ def load_model(path: Path, embedding_path: Path | None, settings: Settings, on_d
     gc.collect()
     gc.freeze()
     served = _served(model, settings, window, embeds=embedder is not None and embedder.model is model)
+    native = NativeEngine(LlamaGrammars(model), compact=settings.json_compact)
     return Loaded(
         model=served,
         engine=engine,
         template=template,
-        grammars=Grammars(guidance),
+        grammars=Grammars(guidance, model.piece, native, settings.grammar_engine),
         embeddings=embedder,
         embedding_model=_served_embedder(embedder, served),
         close=model.close,

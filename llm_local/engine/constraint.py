@@ -44,6 +44,8 @@ class Constraint(Protocol):
     def allowed(self) -> Allowed:
         """Return which tokens [n_vocab] may come next, at least one.
 
+        A constraint may leave in what it has not been asked about yet: `allows` is asked about the next draw, too.
+
         Raises:
             ConstraintFailed: none may.
         """

@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 
 JOIN_TIMEOUT_S = 30.0
 
+MOST_REFUSALS = 32
+"""Draws for one token; a constraint that knows its mask needs two at the most."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Submit:
@@ -401,10 +404,13 @@ class Engine:
         if constraint is None:
             return token
         began = time.perf_counter()
-        if not constraint.allows(token):
-            allowed = constraint.allowed()
+        for _ in range(MOST_REFUSALS):
+            if constraint.allows(token):
+                break
             self.stats.refused_tokens += 1
-            token = sequence.sampler.sample(row, allowed)
+            token = sequence.sampler.sample(row, constraint.allowed())
+        else:
+            raise ConstraintFailed("The grammar could not be followed: every token that was tried is refused.")
         if not self._backend.is_end(token):
             constraint.accept(token)
         sequence.constraint_s += time.perf_counter() - began

@@ -15,15 +15,11 @@ from llm_local.engine.types import GenerationRequest, SamplingParams
 from llm_local.errors import ContextLengthExceeded, RequestError, UnsupportedParameter
 from llm_local.server.runtime import Loaded, Runtime, Vocabulary
 from llm_local.server.schema import ChatRequest, SamplingFields
-from llm_local.structured.spec import ChoiceSpec, GbnfSpec, RegexSpec, Spec
+from llm_local.structured.spec import CallsSpec, ChoiceSpec, GbnfSpec, RegexSpec, Spec
 
 MAX_BIAS_TEXT = 256
 
-CONSTRAINTS = ("grammar", "guided_regex", "guided_choice")
-"""Fields of which one at most may be given, and not beside a `response_format` of JSON."""
-
-UNSERVED: tuple[str, ...] = ()
-UNSERVED_CHAT = ("tools", "functions", "web_search_options", "moderation")
+UNSERVED = ("web_search_options", "moderation")
 
 
 def check_served(body: SamplingFields) -> None:
@@ -32,21 +28,20 @@ def check_served(body: SamplingFields) -> None:
     Raises:
         UnsupportedParameter: names the field.
     """
-    for name in (*UNSERVED, *(UNSERVED_CHAT if isinstance(body, ChatRequest) else ())):
-        value = getattr(body, name)
-        if value is not None and value != []:
-            raise UnsupportedParameter(f"'{name}' is not supported by this server.", param=name)
     if not isinstance(body, ChatRequest):
         return
-    if body.tool_choice not in (None, "none", "auto") or body.function_call not in (None, "none", "auto"):
-        name = "tool_choice" if body.tool_choice not in (None, "none", "auto") else "function_call"
-        raise UnsupportedParameter(f"'{name}' is not supported by this server.", param=name)
+    for name in UNSERVED:
+        if getattr(body, name) is not None:
+            raise UnsupportedParameter(f"'{name}' is not supported by this server.", param=name)
     if body.modalities is not None and body.modalities != ["text"]:
         raise UnsupportedParameter("'modalities' other than ['text'] are not supported.", param="modalities")
 
 
-def constraint_spec(body: SamplingFields, settings: Settings) -> Spec | None:
+def constraint_spec(body: SamplingFields, settings: Settings, calls: CallsSpec | None = None) -> Spec | None:
     """Return what the answer must be, or None when it is free.
+
+    Args:
+        calls: what the request's tools ask for; it includes a `response_format`.
 
     Raises:
         RequestError: two fields say so at once, or enforcement is switched off.
@@ -60,8 +55,10 @@ def constraint_spec(body: SamplingFields, settings: Settings) -> Spec | None:
         given.append(("guided_choice", ChoiceSpec(tuple(body.guided_choice))))
     if isinstance(body, ChatRequest) and body.response_format is not None:
         schema = body.response_format.enforced()
-        if schema is not None:
+        if schema is not None and calls is None:
             given.append(("response_format", schema))
+    if calls is not None:
+        given.append(("tools", calls))
     if len(given) > 1:
         names = " and ".join(f"'{name}'" for name, _ in given[:2])
         raise RequestError(f"{names} cannot be given together: each says what the answer must be.", param=given[1][0])

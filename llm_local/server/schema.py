@@ -17,6 +17,7 @@ Tokens = Annotated[list[TokenId], Field(fail_fast=True)]
 Inputs = str | Tokens | Annotated[list[str], Field(fail_fast=True)] | Annotated[list[Tokens], Field(fail_fast=True)]
 
 MAX_STOPS = 16
+MAX_TOOLS = 128
 INT64 = 2**63
 
 
@@ -106,6 +107,51 @@ class ToolCall(Body):
     index: int | None = None
 
 
+class FunctionDefinition(Body):
+    """A function that the model may call. Its arguments are always valid against `parameters`, strict or not."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Body):
+    """One of `tools`."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class NamedFunction(Body):
+    """The name of a function."""
+
+    name: str
+
+
+class NamedTool(Body):
+    """`tool_choice` of one function, which is called for certain."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class AllowedToolsChoice(Body):
+    """A subset of the tools."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1)]
+
+
+class AllowedTools(Body):
+    """`tool_choice` of a subset of the tools."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedToolsChoice
+
+
 class SystemMessage(Body):
     """Instructions."""
 
@@ -140,10 +186,11 @@ class AssistantMessage(Body):
     reasoning_content: str | None = None
     annotations: list[Any] | None = None
     tool_calls: list[ToolCall] | None = None
+    function_call: FunctionCall | None = Field(None, description="the deprecated form of tool_calls")
 
     @model_validator(mode="after")
     def _says_something(self) -> AssistantMessage:
-        if self.content is None and not self.tool_calls and self.refusal is None:
+        if self.content is None and not self.tool_calls and self.function_call is None and self.refusal is None:
             raise ValueError("an assistant message needs 'content' or 'tool_calls'")
         return self
 
@@ -157,8 +204,17 @@ class ToolMessage(Body):
     name: str | None = None
 
 
+class FunctionMessage(Body):
+    """The result of a function, in the deprecated form."""
+
+    role: Literal["function"]
+    content: Content
+    name: str
+
+
 ChatMessage = Annotated[
-    SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
+    SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage | FunctionMessage,
+    Field(discriminator="role"),
 ]
 
 
@@ -204,11 +260,11 @@ class ChatRequest(SamplingFields):
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
     parallel_tool_calls: bool | None = None
-    functions: list[dict[str, Any]] | None = None
-    function_call: str | dict[str, Any] | None = None
+    functions: Annotated[list[FunctionDefinition], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    function_call: Literal["none", "auto"] | NamedFunction | None = None
     prediction: dict[str, Any] | None = Field(None, description="can only make the answer faster")
     modalities: list[str] | None = None
     audio: dict[str, Any] | None = None
@@ -274,6 +330,7 @@ class ApplyTemplateRequest(Body):
 
     model: str | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False

@@ -7,14 +7,18 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any
 
 from llm_local.engine.constraint import Constraint
 from llm_local.errors import InvalidGrammar, InvalidSchema, RequestError
+from llm_local.structured.calls import CallGrammars, CompiledAfterOpening
+from llm_local.structured.gbnf import check_gbnf
 from llm_local.structured.guidance import Guidance
-from llm_local.structured.schema import canonical
-from llm_local.structured.spec import ChoiceSpec, GbnfSpec, JsonSpec, RegexSpec, Spec
+from llm_local.structured.native import Compiled, NativeEngine
+from llm_local.structured.schema import Schema, canonical
+from llm_local.structured.spec import CallsSpec, ChoiceSpec, GbnfSpec, JsonSpec, RegexSpec, Spec
 
 CACHE_SIZE = 256
 MAX_SCHEMA_BYTES = 2**20
@@ -22,23 +26,28 @@ MAX_CHOICES = 10_000
 MAX_CHOICE_CHARACTERS = 2**18
 
 
-class Compiled(Protocol):
-    """A compiled grammar."""
-
-    def start(self) -> Constraint:
-        """Return a constraint for one answer."""
-        ...
-
-
 class Grammars:
     """Compiles and caches.
 
     Args:
         guidance: the llguidance engine, in the making since the weights were loaded.
+        piece: returns the bytes that a token stands for in an answer.
+        native: the LlamaGrammar engine.
+        engine: `llguidance`, `llama`, or `auto`: llguidance, and LlamaGrammar for GBNF and for schemas that
+            llguidance refuses and LlamaGrammar enforces wholly.
     """
 
-    def __init__(self, guidance: Future[Guidance]) -> None:
+    def __init__(
+        self,
+        guidance: Future[Guidance],
+        piece: Callable[[int], bytes],
+        native: NativeEngine | None = None,
+        engine: str = "auto",
+    ) -> None:
         self._guidance = guidance
+        self._piece = piece
+        self._native = native
+        self._engine = engine
         self._cache: OrderedDict[str, Compiled] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -74,19 +83,56 @@ class Grammars:
         return compiled
 
     def _compile(self, spec: Spec) -> Compiled:
-        guidance = self._guidance.result()
         match spec:
             case JsonSpec(schema):
                 if len(json.dumps(schema)) > MAX_SCHEMA_BYTES:
                     raise InvalidSchema(f"The schema has over {MAX_SCHEMA_BYTES} bytes.")
-                return guidance.json(canonical(schema))
+                return self._json(canonical(schema))
+            case GbnfSpec(grammar):
+                return self._gbnf(grammar)
+            case CallsSpec():
+                return self._calls(spec)
             case RegexSpec(pattern):
-                return guidance.regex(pattern)
+                if self._engine == "llama":
+                    raise InvalidGrammar("LlamaGrammar has no regular expressions (LLM_GRAMMAR_ENGINE); use 'grammar'.")
+                return self._guidance.result().regex(pattern)
             case ChoiceSpec(choices):
                 _check_choices(choices)
-                return guidance.choice(choices)
-            case GbnfSpec():
-                raise InvalidGrammar("GBNF is not served yet.")
+                if self._engine == "llama":
+                    return self._gbnf("root ::= " + " | ".join(map(_gbnf_literal, choices)))
+                return self._guidance.result().choice(choices)
+
+    def _json(self, schema: Schema) -> Compiled:
+        if self._engine == "llama" and self._native is not None:
+            return self._native.json(schema)
+        try:
+            return self._guidance.result().json(schema)
+        except InvalidSchema as refused:
+            if self._engine != "auto" or self._native is None:
+                raise
+            try:
+                return self._native.json(schema)
+            except InvalidSchema:
+                raise refused from None
+
+    def _calls(self, spec: CallsSpec) -> Compiled:
+        if self._engine == "llama":
+            raise InvalidGrammar("Tools need llguidance; LLM_GRAMMAR_ENGINE=llama switches it off.")
+        guidance = self._guidance.result()
+        tools = {name: _of_tool(schema, where) for name, schema, where in spec.tools}
+        grammars = CallGrammars(guidance, tools, spec.form, parallel=spec.parallel)
+        if spec.opened is None:
+            return grammars.required()
+        if spec.content is not None:
+            # Without free text there is nothing to wait for: an answer is a call or JSON.
+            return grammars.required(canonical(spec.content.schema))
+        return CompiledAfterOpening(spec.opened, grammars.opened(), self._piece, guidance.n_vocab)
+
+    def _gbnf(self, grammar: str) -> Compiled:
+        if self._native is not None and self._engine != "llguidance":
+            return self._native.gbnf(grammar)
+        check_gbnf(grammar)
+        return self._guidance.result().gbnf(grammar)
 
 
 def _check_choices(choices: tuple[str, ...]) -> None:
@@ -96,7 +142,20 @@ def _check_choices(choices: tuple[str, ...]) -> None:
         raise InvalidGrammar(f"At most {MAX_CHOICES} choices with {MAX_CHOICE_CHARACTERS} characters can be given.")
 
 
+def _of_tool(schema: Any, where: str) -> Schema:
+    try:
+        return canonical(schema)
+    except InvalidSchema as error:
+        error.param = where
+        raise
+
+
+def _gbnf_literal(text: str) -> str:
+    return '"' + "".join(f"\\U{ord(char):08x}" for char in text) + '"'
+
+
 def _key(spec: Spec) -> str:
     """Return the hash of what a spec asks for; the order of a schema's keys counts, as it orders properties."""
     content: dict[str, Any] = {name: getattr(spec, name) for name in spec.__slots__ if name != "param"}
-    return hashlib.sha256(f"{type(spec).__name__} {json.dumps(content)}".encode()).hexdigest()
+    text = json.dumps(content, default=lambda value: callable(value) or [getattr(value, n) for n in value.__slots__])
+    return hashlib.sha256(f"{type(spec).__name__} {text}".encode()).hexdigest()

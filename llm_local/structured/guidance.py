@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import llguidance
 import numpy as np
+from llguidance.gbnf_to_lark import any_to_lark
 
 from llm_local.engine.constraint import Allowed, ConstraintFailed
 from llm_local.engine.types import Token
@@ -78,10 +79,9 @@ class Guidance:
 
     def __init__(self, tokenizer: llguidance.LLTokenizer, n_vocab: int, *, compact: bool) -> None:
         self._tokenizer = tokenizer
-        self._n_vocab = n_vocab
+        self.n_vocab = n_vocab
         self._options = {"whitespace_flexible": not compact}
         self._limits = llguidance.LLParserLimits(verbose_errors=False)
-        self._end_tokens = frozenset(tokenizer.eos_tokens)
 
     def json(self, schema: Schema) -> CompiledGuidance:
         """Compile a canonical schema.
@@ -89,7 +89,7 @@ class Guidance:
         Raises:
             InvalidSchema: llguidance cannot enforce it; its own words say why.
         """
-        text = json.dumps({"x-guidance": self._options, **_document(schema)}, ensure_ascii=False)
+        text = json.dumps({"x-guidance": self._options, **document(schema)}, ensure_ascii=False)
         return self._compile(
             llguidance.LLMatcher.grammar_from_json_schema(text),
             lambda why: InvalidSchema(f"The schema cannot be enforced: {why}"),
@@ -114,6 +114,13 @@ class Guidance:
             lambda why: InvalidGrammar(f"The choices cannot be enforced: {why}"),
         )
 
+    def gbnf(self, grammar: str) -> CompiledGuidance:
+        """Compile GBNF through llguidance's own translation to Lark."""
+        try:
+            return self.lark(any_to_lark(grammar))
+        except Exception as error:
+            raise InvalidGrammar(f"The grammar cannot be translated: {error}") from error
+
     def lark(self, grammar: str) -> CompiledGuidance:
         """Compile a grammar in llguidance's dialect of Lark."""
         return self._compile(
@@ -121,33 +128,39 @@ class Guidance:
             lambda why: InvalidGrammar(f"The grammar cannot be enforced: {why}"),
         )
 
+    def is_special(self, text: str) -> bool:
+        """Tell whether the vocabulary has a token of its own for a mark such as `<tool_call>`."""
+        tokens = self._tokenizer.tokenize_str(text, parse_special=True)
+        return len(tokens) == 1 and self._tokenizer.is_special_token(tokens[0])
+
     def _compile(self, grammar: str, error: Callable[[str], Exception]) -> CompiledGuidance:
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
             raise error(_first_lines(matcher.get_error()))
-        return CompiledGuidance(matcher, self._n_vocab, self._end_tokens)
+        return CompiledGuidance(matcher, self._tokenizer, self.n_vocab)
 
 
 class CompiledGuidance:
     """A compiled grammar, from which any number of constraints start."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, n_vocab: int, end_tokens: frozenset[int]) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher, tokenizer: llguidance.LLTokenizer, n_vocab: int) -> None:
         self._matcher = matcher
+        self._tokenizer = tokenizer
         self._n_vocab = n_vocab
-        self._end_tokens = end_tokens
 
     def start(self) -> GuidanceConstraint:
         """Return a constraint for one answer."""
-        return GuidanceConstraint(self._matcher.deep_copy(), self._n_vocab, self._end_tokens)
+        return GuidanceConstraint(self._matcher.deep_copy(), self._tokenizer, self._n_vocab)
 
 
 class GuidanceConstraint:
     """`engine.Constraint` on an llguidance matcher; see there for the methods."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, n_vocab: int, end_tokens: frozenset[int]) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher, tokenizer: llguidance.LLTokenizer, n_vocab: int) -> None:
         self._matcher = matcher
+        self._tokenizer = tokenizer
         self._n_vocab = n_vocab
-        self._end_tokens = end_tokens
+        self._end_tokens = frozenset(tokenizer.eos_tokens)
 
     @property
     def may_end(self) -> bool:
@@ -182,6 +195,11 @@ class GuidanceConstraint:
         """Return tokens that are the only way to go on."""
         return self._matcher.compute_ff_tokens()
 
+    def feed(self, text: bytes) -> bool:
+        """Move on by text, however it is cut into tokens; False when it cannot follow."""
+        tokens = self._tokenizer.tokenize_bytes(text) if text else []
+        return bool(self._matcher.try_consume_tokens(tokens) == len(tokens))
+
     def close(self) -> None:
         """Nothing: Rust frees the matcher with this object."""
 
@@ -207,7 +225,8 @@ def whole(pattern: str) -> str:
     return translated
 
 
-def _document(schema: Schema) -> dict[str, Any]:
+def document(schema: Schema) -> dict[str, Any]:
+    """Return a canonical schema as llguidance reads it."""
     root = _emit(schema.root)
     root = root if isinstance(root, dict) else {}
     return {**({"$defs": {name: _emit(node) for name, node in schema.defs.items()}} if schema.defs else {}), **root}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,4 +44,40 @@ class GbnfSpec:
     param: str = "grammar"
 
 
-Spec = JsonSpec | RegexSpec | ChoiceSpec | GbnfSpec
+@dataclass(frozen=True, slots=True)
+class CallFormat:
+    """How a model writes calls: `opens gap {"name": "f", "arguments": {...}} gap closes`, with separators between.
+
+    Attributes:
+        arguments: the key of the arguments.
+    """
+
+    opens: str
+    closes: str
+    gap: str
+    arguments: str
+    separator: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallsSpec:
+    """Calls of functions, or free text in which they may be opened.
+
+    Attributes:
+        tools: name, schema of the arguments, and its place in the request.
+        form: how calls are written.
+        parallel: whether there may be more than one.
+        opened: finds the opening of a call in a text and returns its key ("" after a mark, else the function's name)
+            and where the constrained part begins; None when calls are certain from the first token on.
+        content: schema that an answer without calls must be valid against.
+    """
+
+    tools: tuple[tuple[str, Any, str], ...]
+    form: CallFormat
+    parallel: bool
+    opened: Callable[[str], tuple[str, int] | None] | None = None
+    content: JsonSpec | None = None
+    param: str = "tools"
+
+
+Spec = JsonSpec | RegexSpec | ChoiceSpec | GbnfSpec | CallsSpec
