@@ -141,7 +141,8 @@ def test_roles_and_parts_become_what_the_template_shows(http: httpx.Client) -> N
     prompt = http.post("/apply-template", json={"messages": messages}).json()["prompt"]
     assert prompt == (
         "<|im_start|>system\nБудь\nкраток<|im_end|>\n<|im_start|>user\na<|im_end|>\n"
-        "<|im_start|>assistant\nнет<|im_end|>\n<|im_start|>tool\n42<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>assistant\nнет<|im_end|>\n"
+        "<|im_start|>user\n<tool_response>\n42\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
     )
 
 

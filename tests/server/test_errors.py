@@ -85,18 +85,10 @@ def test_fields_that_need_another_field_say_so(http: httpx.Client, body: dict[st
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("response_format", {"type": "json_object"}),
-        ("response_format", {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}),
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("functions", [{"name": "f"}]),
-        ("tool_choice", "required"),
-        ("grammar", 'root ::= "a"'),
-        ("guided_regex", "a+"),
-        ("guided_choice", ["a"]),
         ("modalities", ["text", "audio"]),
         ("web_search_options", {"a": 1}),
         ("web_search_options", {}),
-        ("grammar", ""),
+        ("moderation", {"model": "x"}),
     ],
 )
 def test_what_is_not_served_is_refused_not_ignored(http: httpx.Client, field: str, value: Any) -> None:
