@@ -6,6 +6,7 @@ Compiling runs on workers; a `GuidanceConstraint` belongs to the engine thread o
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from typing import Any, Protocol
@@ -28,6 +29,8 @@ STRICTER_FORMATS = {
     "date-time": rf"^{_YEAR}-[0-9]{{2}}-[0-9]{{2}}.[0-9]{{2}}:[0-9]{{2}}:[0-5]",
     "time": r"^[0-9]{2}:[0-9]{2}:[0-5]",
 }
+
+NARROWED_BY = 1e-9
 
 
 class TokenTable(Protocol):
@@ -227,25 +230,60 @@ def whole(pattern: str) -> str:
 
 def document(schema: Schema) -> dict[str, Any]:
     """Return a canonical schema as llguidance reads it."""
-    root = _emit(schema.root)
-    root = root if isinstance(root, dict) else {}
-    return {**({"$defs": {name: _emit(node) for name, node in schema.defs.items()}} if schema.defs else {}), **root}
+    merges = _has_all_of([schema.root, *schema.defs.values()])
+    root = _emit(schema.root, merges)
+    defs = {name: _emit(node, merges) for name, node in schema.defs.items()}
+    return {**({"$defs": defs} if defs else {}), **(root if isinstance(root, dict) else {})}
 
 
-def _emit(node: Node) -> Node:
-    """Return a canonical node in llguidance's reading: a format that it knows is enforced, with what makes it safe."""
+def _has_all_of(node: Node) -> bool:
     if isinstance(node, list):
-        return [_emit(item) for item in node]
+        return any(map(_has_all_of, node))
+    return isinstance(node, dict) and ("allOf" in node or any(map(_has_all_of, node.values())))
+
+
+def _emit(node: Node, merges: bool) -> Node:
+    """Return a canonical node in llguidance's reading: a format that it knows is enforced, with what makes it safe.
+
+    Args:
+        merges: whether bounds of this node may be joined with those of another one.
+    """
+    if isinstance(node, list):
+        return [_emit(item, merges) for item in node]
     if not isinstance(node, dict):
         return node
     out: dict[str, Any] = {}
     for key, value in node.items():
         if key in ("properties", "patternProperties"):
-            out[key] = {name: _emit(item) for name, item in value.items()}
+            out[key] = {name: _emit(item, merges) for name, item in value.items()}
         else:
-            out[key] = value if key in ("enum", "required", "type") else _emit(value)
+            out[key] = value if key in ("enum", "required", "type") else _emit(value, merges)
+    if node.get("type") != "integer" and (merges or _bounds_are_near(node)):
+        _narrow_bounds(out)
     stricter = STRICTER_FORMATS.get(node.get("format", ""))
     return {"allOf": [out, {"pattern": stricter}]} if stricter else out
+
+
+def _bounds_are_near(node: dict[str, Any]) -> bool:
+    lows = [node[key] for key in ("minimum", "exclusiveMinimum") if key in node]
+    highs = [node[key] for key in ("maximum", "exclusiveMaximum") if key in node]
+    return bool(lows and highs) and min(highs) - max(lows) < 1
+
+
+def _narrow_bounds(node: dict[str, Any]) -> None:
+    """Replace exclusive bounds that are whole numbers by inclusive ones beside them.
+
+    llguidance 1.9 lets the bound itself pass where the other one is less than 1 away (`0 < x <= 0.5` admits 0).
+    Elsewhere bounds stay as they are: it reads no `9.9` below 9.999999999, only `9.900000000`.
+    """
+    for exclusive, inclusive, sign in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):
+        bound = node.get(exclusive)
+        if bound is None or bound != int(bound):
+            continue
+        nearest = bound + sign * max(NARROWED_BY, 2 * math.ulp(bound))
+        del node[exclusive]
+        other = node.get(inclusive, nearest)
+        node[inclusive] = max(other, nearest) if sign > 0 else min(other, nearest)
 
 
 def _first_lines(text: str) -> str:

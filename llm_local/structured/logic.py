@@ -210,9 +210,7 @@ def _negate_keyword(key: str, value: Any, node: dict[str, Any], defs: Defs, dept
             return _other_properties(value, defs, depth)
         case "additionalProperties" if value is True:
             return False
-        case "format":
-            # An annotation, by the specification: nothing fails it.
-            return False
+    # (A format is enforced, but to others it is an annotation that nothing fails: its opposite is not certain.)
     return None
 
 
@@ -311,6 +309,38 @@ def all_of(parts: list[Node]) -> Node:
     if not kept:
         return True
     return kept[0] if len(kept) == 1 else {"allOf": kept}
+
+
+# -- what refers to itself -----------------------------------------------------------------------------------------
+
+
+def looping(defs: Defs) -> str | None:
+    """Return the name of a definition that refers to itself about the same value, which no validator can follow."""
+    done: set[str] = set()
+    for start in defs:
+        stack: list[tuple[str, bool]] = [(start, False)]
+        on_path: set[str] = set()
+        while stack:
+            name, leaving = stack.pop()
+            if leaving:
+                on_path.discard(name)
+                done.add(name)
+            elif name in on_path:
+                return name
+            elif name not in done:
+                on_path.add(name)
+                stack.append((name, True))
+                stack += [(other, False) for other in _same_value(defs[name])]
+    return None
+
+
+def _same_value(node: Node) -> list[str]:
+    """Return the definitions that a schema applies to the value itself."""
+    if isinstance(node, bool):
+        return []
+    if "$ref" in node:
+        return [node["$ref"].removeprefix(REF)]
+    return [name for key in ("anyOf", "allOf") for part in node.get(key, []) for name in _same_value(part)]
 
 
 # -- what can end ---------------------------------------------------------------------------------------------------

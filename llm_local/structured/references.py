@@ -68,6 +68,10 @@ class References:
         """
         if not isinstance(reference, str):
             raise InvalidSchema(f"{where}/$ref: a reference is a string, not {type(reference).__name__}.")
+        if "$id" in holder and isinstance(self._root, dict) and "$schema" not in self._root:
+            raise InvalidSchema(
+                f"{where}/$ref: beside '$id' it means different things in different drafts; name yours in '$schema'."
+            )
         base = self._bases.get(id(holder), "")
         address, fragment = urldefrag(urljoin(base, reference) if not reference.startswith("#") else base + reference)
         if address not in self._documents:

@@ -16,7 +16,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_local.errors import InvalidSchema
-from llm_local.structured.logic import TYPES, Defs, Node, all_of, any_of, can_end, endless, exclusive, negate, value_key
+from llm_local.structured.logic import (
+    TYPES,
+    Defs,
+    Node,
+    all_of,
+    any_of,
+    can_end,
+    endless,
+    exclusive,
+    looping,
+    negate,
+    value_key,
+)
 from llm_local.structured.pattern import to_rust
 from llm_local.structured.references import References
 
@@ -56,6 +68,8 @@ def canonical(schema: Any) -> Schema:
     """
     rewriter = _Rewriter(schema)
     root = rewriter.node(schema, "#", 0)
+    if looping(rewriter.defs) is not None:
+        raise InvalidSchema("#: a '$ref' leads back to itself without going into a property or an item.")
     dead = endless(rewriter.defs)
     ending = set(rewriter.defs) - dead
     defs = {name: (False if name in dead else node) for name, node in rewriter.defs.items()}

@@ -1,0 +1,75 @@
+"""The guard before llama.cpp's grammar parser: what would exhaust or crash the process is refused, quickly."""
+
+from __future__ import annotations
+
+import pytest
+
+from llm_local.errors import InvalidGrammar
+from llm_local.structured.gbnf import check_gbnf
+from tests.structured.vocabulary import accepts, guidance
+
+GOOD = [
+    'root ::= "a"',
+    'root ::= "a" | b\nb ::= [a-z]+ # comment\n',
+    'root ::= ("a" | "b"){2,5} "c"?',
+    'root ::= item ("," item)*\nitem ::= "\\"" [^"\\\\]* "\\""',
+    "root ::= [А-я ]{1,200}",
+    'root-1 ::= "x"\nroot ::= root-1 root-1',
+    'root ::= "(" root ")" | "x"',
+    'root ::= "\\u0041\\x42"',
+    "root ::= .",
+]
+
+
+@pytest.mark.parametrize("grammar", GOOD)
+def test_ordinary_grammars_pass(grammar: str) -> None:
+    check_gbnf(grammar)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "says"),
+    [
+        ("", "no rule named 'root'"),
+        ('start ::= "a"', "no rule named 'root'"),
+        ("root ::= b", "'b', which is not defined"),
+        ('root ::= root "a" | "a"', "left-recursive"),
+        ('root ::= a\na ::= b? a "x"\nb ::= "y"', "left-recursive"),
+        ('root ::= "a"{1,100000}', "too large"),
+        ('root ::= "a"{5,2}', "out of order"),
+        ('root ::= ("a"', "not closed"),
+        ('root ::= "a")', "not opened"),
+        ("root ::= *", "nothing to repeat"),
+        ('root ::= "a', "cannot be read at line 1"),
+        ('root ::= "a"\nroot ::= @', "cannot be read at line 2"),
+        ('"a"', "must begin with a rule"),
+        ("root ::= " + "(" * 1000 + '"a"' + ")" * 1000, "nested over"),
+        ('root ::= "' + "a" * 300_000 + '"', "bytes"),
+        ("root ::= " + "( " * 0 + " ".join(['"a"?'] * 60), "may all be empty"),
+        ("root ::= (" + " ".join(['"a"?'] * 20) + "){20}", "may all be empty"),
+        ("root ::= " + " ".join(f'"{n}"{{900}}' for n in range(60)), "symbols"),
+        ("root ::= a0\n" + "\n".join(f"a{n} ::= a{n + 1} | a{n + 1} | a{n + 1}" for n in range(20)) + '\na20 ::= "x"',
+         "too many ways"),
+        ('root ::= "\0"', "NUL"),
+    ],
+    ids=lambda value: value[:40],
+)  # fmt: skip
+def test_what_endangers_the_process_is_refused(grammar: str, says: str) -> None:
+    with pytest.raises(InvalidGrammar, match=says.replace("(", r"\(")):
+        check_gbnf(grammar)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "good", "bad"),
+    [
+        ('root ::= "да" | "нет"', ["да", "нет"], ["д", "может"]),
+        ('root ::= item ("," item)*\nitem ::= [0-9]+', ["1", "1,22"], ["", "1,"]),
+        ('root ::= "(" root ")" | "x"', ["x", "((x))"], ["(x"]),
+        ('root ::= ("ab" | "c"){2,3}', ["abc", "ccc"], ["c", "cccc"]),
+    ],
+)
+def test_gbnf_runs_on_llguidance_too(grammar: str, good: list[str], bad: list[str]) -> None:
+    compiled = guidance().gbnf(grammar)
+    for text in good:
+        assert accepts(compiled.start(), text)
+    for text in bad:
+        assert not accepts(compiled.start(), text)

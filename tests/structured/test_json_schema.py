@@ -1,0 +1,280 @@
+"""What a schema admits: checked by hand-written instances, and by random schemas with jsonschema as the judge."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llm_local.errors import InvalidSchema
+from llm_local.structured.schema import canonical
+from tests.structured.vocabulary import accepts, guidance, walks
+
+GUIDANCE = guidance()
+NODE = {"type": "object", "properties": {"v": {"type": "integer"}, "next": {"$ref": "#/$defs/node"}}, "required": ["v"],
+        "additionalProperties": False}  # fmt: skip
+
+
+def compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def admits(schema: Any, value: Any) -> bool:
+    return accepts(GUIDANCE.json(canonical(schema)).start(), compact(value))
+
+
+CASES: list[tuple[Any, list[Any], list[Any]]] = [
+    # schema, what it admits, what it does not
+    ({"type": "integer", "minimum": 3, "maximum": 120}, [3, 99, 120], [2, 121, 3.5, "3"]),
+    ({"type": "integer", "exclusiveMinimum": -5, "exclusiveMaximum": 5}, [-4, 0, 4], [-5, 5]),
+    ({"type": "number", "multipleOf": 0.25, "minimum": 0, "maximum": 2}, [0.25, 1.75, 2], [0.3, 2.25]),
+    ({"type": "number", "exclusiveMinimum": 0, "maximum": 0.5}, [0.1, 0.5], [0, 0.6]),
+    ({"allOf": [{"type": "number", "exclusiveMinimum": 1}, {"maximum": 1.5}]}, [1.25], [1, 2]),
+    ({"type": "number", "exclusiveMaximum": 10}, [9.9, -3], [10]),
+    ({"type": "integer", "minimum": 1, "exclusiveMinimum": True, "maximum": 3}, [2, 3], [1, 4]),
+    ({"type": "string", "minLength": 2, "maxLength": 4}, ["ab", "Прив"], ["a", "Привет"]),
+    ({"type": "string", "pattern": "^[А-Яа-я]+$"}, ["Привет"], ["", "Hello", "Привет!"]),
+    ({"type": "string", "pattern": "b"}, ["abc", "b"], ["ac", ""]),
+    ({"type": "string", "format": "date"}, ["2026-11-24"], ["2026-13-01", "2026-02-30", "0000-01-01", "x"]),
+    ({"type": "string", "format": "no-such-format"}, ["x"], [1]),
+    ({"enum": ["да", "нет", None, 3, {"a": [1]}]}, ["да", None, 3, {"a": [1]}], ["может", 4, {"a": [2]}]),
+    ({"const": {"ключ": "значение"}}, [{"ключ": "значение"}], [{}, {"ключ": ""}]),
+    ({"type": ["string", "null"]}, ["x", None], [1, True]),
+    ({"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 2}, [[True], [True, False]],
+     [[], [1], [True] * 3]),
+    ({"type": "array", "prefixItems": [{"type": "string"}, {"type": "integer"}], "items": False, "minItems": 2},
+     [["a", 1]], [["a"], ["a", 1, 2], [1, "a"]]),
+    ({"items": [{"const": 1}], "additionalItems": {"const": 2}, "type": "array"}, [[], [1], [1, 2, 2]], [[2], [1, 1]]),
+    ({"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True}, [[], [1], [2, 1]], [[1, 1]]),
+    ({"type": "object", "properties": {"имя": {"type": "string"}}, "required": ["имя"], "additionalProperties": False},
+     [{"имя": "Аня"}], [{}, {"имя": 1}, {"имя": "x", "y": 1}]),
+    ({"type": "object", "additionalProperties": {"type": "integer"}}, [{}, {"a": 1, "b": 2}], [{"a": "1"}]),
+    ({"type": "object", "patternProperties": {"^x": {"type": "integer"}}, "additionalProperties": False},
+     [{}, {"xa": 1}], [{"a": 1}, {"xa": "1"}]),
+    ({"type": "object", "propertyNames": {"pattern": "^[a-z]+$"}}, [{}, {"ab": 1}], [{"A": 1}]),
+    ({"type": "object", "properties": {"a": {}, "b": {}, "c": {}}, "additionalProperties": False, "minProperties": 2},
+     [{"a": 1, "b": 2}, {"b": 1, "c": 2}], [{}, {"a": 1}]),
+    ({"type": "object", "properties": {"card": {}, "address": {}}, "additionalProperties": False,
+      "dependentRequired": {"card": ["address"]}}, [{}, {"address": 1}, {"card": 1, "address": 2}], [{"card": 1}]),
+    ({"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+      "additionalProperties": False, "dependencies": {"a": {"required": ["b"]}}}, [{"b": 1}, {"a": 1, "b": 1}],
+     [{"a": 1}]),
+    ({"anyOf": [{"type": "string", "maxLength": 1}, {"type": "integer"}]}, ["a", 5], ["ab", None]),
+    ({"oneOf": [{"type": "string"}, {"type": "integer"}]}, ["ab", 5], [None, 1.5]),
+    ({"oneOf": [{"type": "number", "minimum": 5}, {"type": "number", "maximum": 9}]}, [4, 10], [5, 7, 9]),
+    ({"oneOf": [{"type": "object", "properties": {"k": {"const": "a"}, "x": {"type": "integer"}}, "required": ["k"],
+                 "additionalProperties": False},
+                {"type": "object", "properties": {"k": {"const": "b"}, "y": {"type": "string"}}, "required": ["k"],
+                 "additionalProperties": False}]},
+     [{"k": "a", "x": 1}, {"k": "b", "y": ""}], [{"k": "a", "y": ""}, {"k": "c"}]),
+    ({"allOf": [{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
+                {"properties": {"b": {"type": "string"}}, "required": ["b"]}]}, [{"a": 1, "b": ""}], [{"a": 1}]),
+    ({"type": "string", "not": {"enum": ["нет", "no"]}}, ["да", "n", "nop", ""], ["нет", "no"]),
+    ({"type": ["string", "integer"], "not": {"type": "string"}}, [1], ["a"]),
+    ({"type": "object", "properties": {"kind": {"enum": ["a", "b"]}, "n": {"type": "integer"}},
+      "required": ["kind"], "additionalProperties": False,
+      "if": {"properties": {"kind": {"const": "a"}}}, "then": {"required": ["n"]}},
+     [{"kind": "a", "n": 1}, {"kind": "b"}], [{"kind": "a"}]),
+    ({"$ref": "#/$defs/node", "$defs": {"node": NODE}}, [{"v": 1}, {"v": 1, "next": {"v": 2, "next": {"v": 3}}}],
+     [{}, {"v": 1, "next": {}}]),
+    ({"type": "array", "items": {"$ref": "#"}, "maxItems": 2}, [[], [[], [[]]]], [[1], [[], [], []]]),
+    ({"allOf": [{"$ref": "#/$defs/a"}], "properties": {"y": {"type": "null"}}, "unevaluatedProperties": False,
+      "$defs": {"a": {"type": "object", "properties": {"x": {"type": "null"}}}}}, [{}, {"x": None, "y": None}],
+     [{"z": 1}]),
+    (True, [None, {"a": [1, "x"]}], []),
+    ({"description": "annotations only", "x-unknown": 3, "default": 1}, [1, "a"], []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "valid", "invalid"), CASES, ids=[compact(case[0])[:70] for case in CASES])
+def test_a_schema_admits_what_is_valid_and_nothing_else(schema: Any, valid: list[Any], invalid: list[Any]) -> None:
+    for value in valid:
+        assert admits(schema, value), value
+    for value in invalid:
+        assert not admits(schema, value), value
+
+
+REFUSED: list[tuple[Any, str, str]] = [
+    # schema, where, what is said
+    ({"type": "array", "contains": {"type": "integer"}}, "#/contains", "cannot be enforced"),
+    ({"type": "array", "items": {"type": "string"}, "uniqueItems": True}, "#/uniqueItems", "leave it out"),
+    ({"properties": {"a": {"$ref": "https://example.com/x.json"}}}, "#/properties/a/$ref", "nothing is fetched"),
+    ({"properties": {"a": {"$ref": "#/$defs/missing"}}}, "#/properties/a/$ref", "points to nothing"),
+    ({"$ref": "other", "$id": "https://example.com/x"}, "#/$ref", "$schema"),
+    ({"type": "strnig"}, "#/type", "types are"),
+    ({"type": []}, "#/type", "empty"),
+    ({"properties": {"a": {"type": "string", "pattern": "(?=a)b"}}}, "#/properties/a/pattern", "look-around"),
+    ({"type": "string", "pattern": r"(a)\1"}, "#/pattern", "back-references"),
+    ({"oneOf": [{"type": "string", "pattern": "^a"}, {"type": "string", "pattern": "b$"}]}, "#/oneOf", "exclusive"),
+    ({"not": {"type": "string", "pattern": "x"}}, "#/not", "say what is allowed"),
+    ({"minLength": -1}, "#/minLength", "whole number"),
+    ({"required": "a"}, "#/required", "list of property names"),
+    ({"enum": []}, "#/enum", "at least one"),
+    ({"multipleOf": 0}, "#/multipleOf", "greater than 0"),
+    ({"items": 5}, "#/items", "object or a boolean"),
+    ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, "#", "leads back to itself"),
+    ({"anyOf": [{"$ref": "#"}, {"type": "null"}]}, "#", "leads back to itself"),
+    ({"type": "object", "required": ["a"], "properties": {"a": {"$ref": "#"}}}, "#", "no value satisfies"),
+    (False, "#", "no value satisfies"),
+]
+
+
+@pytest.mark.parametrize(("schema", "where", "says"), REFUSED, ids=[compact(case[0])[:70] for case in REFUSED])
+def test_what_cannot_be_enforced_is_refused_by_name_and_place(schema: Any, where: str, says: str) -> None:
+    with pytest.raises(InvalidSchema) as caught:
+        GUIDANCE.json(canonical(schema))
+    assert caught.value.message.startswith(where)
+    assert says in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "minimum": 5, "maximum": 3},
+        {"type": "string", "minLength": 5, "maxLength": 3},
+        {"type": "string", "enum": ["a"], "pattern": "^b$"},
+        {"allOf": [{"type": "string"}, {"type": "integer"}]},
+        {"type": "object", "properties": {"a": False}, "required": ["a"]},
+        {"oneOf": [{"type": "string"}, {"type": "string"}]},
+    ],
+    ids=compact,
+)
+def test_a_schema_that_nothing_satisfies_is_refused(schema: Any) -> None:
+    with pytest.raises(InvalidSchema, match=r"no value satisfies|cannot be enforced|[Uu]nsatisfiable"):
+        GUIDANCE.json(canonical(schema))
+
+
+def test_a_schema_that_is_too_deep_or_too_large_is_refused() -> None:
+    deep: Any = {"type": "string"}
+    for _ in range(60):
+        deep = {"type": "array", "items": deep}
+    with pytest.raises(InvalidSchema, match="nested over"):
+        canonical(deep)
+    wide = {"anyOf": [{"type": "string", "minLength": n} for n in range(30_000)]}
+    with pytest.raises(InvalidSchema, match="over 20000 parts"):
+        canonical(wide)
+
+
+def test_an_enum_of_thousands_is_enforced() -> None:
+    names = [f"код-{n}" for n in range(5000)]
+    compiled = GUIDANCE.json(canonical({"enum": names}))
+    assert accepts(compiled.start(), '"код-4999"')
+    assert not accepts(compiled.start(), '"код-5000"')
+
+
+def test_answers_are_compact_unless_switched_off() -> None:
+    schema = canonical({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})
+    assert not accepts(GUIDANCE.json(schema).start(), '{"a": 1}')
+    assert accepts(guidance(compact=False).json(schema).start(), '{"a": 1}')
+    assert accepts(guidance(compact=False).json(schema).start(), '{"a":1}')
+
+
+def test_properties_come_in_the_order_of_the_schema() -> None:
+    schema = {"type": "object", "properties": {"b": {}, "a": {}}, "required": ["a", "b"]}
+    assert admits(schema, {"b": 1, "a": 2})
+    assert not admits(schema, {"a": 2, "b": 1})
+
+
+def test_strings_hold_no_raw_control_characters() -> None:
+    compiled = GUIDANCE.json(canonical({"type": "string"}))
+    for text in ('"a\nb"', '"\t"', '"\x00"', '"\x1f"'):
+        assert not accepts(compiled.start(), text)
+    assert accepts(compiled.start(), r'"a\nb"')
+
+
+# -- random schemas -------------------------------------------------------------------------------------------------
+
+NAMES = ["a", "b", "имя", "x y", 'q"q', "c\\d"]
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(-50, 50), st.sampled_from([0.5, -1.25, 3.0]), st.sampled_from(NAMES)
+)
+COUNTS = st.integers(0, 3)
+
+
+def _with(base: dict[str, Any], **optional: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries({name: st.just(value) for name, value in base.items()}, optional=optional)
+
+
+LEAVES = st.one_of(
+    st.booleans(),
+    st.just({}),
+    _with({"type": "integer"}, minimum=st.integers(-20, 20), maximum=st.integers(-20, 20), multipleOf=st.just(3)),
+    _with({"type": "number"}, exclusiveMinimum=st.integers(-9, 9), maximum=st.sampled_from([1.5, 20])),
+    _with({"type": "string"}, minLength=COUNTS, maxLength=st.integers(0, 6)),
+    _with({"type": "string"}, pattern=st.sampled_from(["^a+$", "b", r"^\d{2}-\w$", "^[^x]?$", r"\s", "^(да|нет)$"])),
+    _with({"type": "string"}, format=st.sampled_from(["date", "uuid", "time", "ipv4", "colour"])),
+    st.lists(SCALARS, min_size=1, max_size=4).map(lambda values: {"enum": values}),
+    SCALARS.map(lambda value: {"const": value}),
+    st.lists(st.sampled_from(["null", "boolean", "string", "integer"]), min_size=1, max_size=3, unique=True).map(
+        lambda kinds: {"type": kinds}
+    ),
+    st.just({"$ref": "#/$defs/d"}),
+)
+
+
+def _inner(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    some = st.lists(inner, min_size=1, max_size=3)
+    properties = st.dictionaries(st.sampled_from(NAMES), inner, max_size=4)
+    names = st.lists(st.sampled_from(NAMES), max_size=2, unique=True)
+    return st.one_of(
+        _with({"type": "array"}, items=inner, minItems=COUNTS, maxItems=COUNTS, uniqueItems=st.booleans()),
+        _with({"type": "array"}, prefixItems=some, items=inner, minItems=COUNTS),
+        _with({"type": "object"}, properties=properties, required=names, additionalProperties=inner),
+        _with({"type": "object"}, properties=properties, minProperties=COUNTS, maxProperties=COUNTS),
+        _with({"type": "object"}, patternProperties=st.dictionaries(st.sampled_from(["^a", "b$"]), inner, max_size=2)),
+        _with({}, properties=properties, dependentRequired=st.just({"a": ["b"]}), required=names),
+        some.map(lambda options: {"anyOf": options}),
+        some.map(lambda options: {"oneOf": options}),
+        some.map(lambda options: {"allOf": options}),
+        inner.map(lambda node: {"not": node}),
+        st.tuples(inner, inner, inner).map(lambda three: dict(zip(("if", "then", "else"), three, strict=True))),
+    )
+
+
+SCHEMAS = st.recursive(LEAVES, _inner, max_leaves=8)
+DOCUMENTS = st.tuples(SCHEMAS, SCHEMAS).map(
+    lambda two: {**(two[0] if isinstance(two[0], dict) else {"allOf": [two[0]]}), "$defs": {"d": two[1]}}
+)
+
+
+@given(document=DOCUMENTS, seed=st.integers(0, 2**32))
+@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_whatever_comes_back_is_valid(document: Any, seed: int) -> None:
+    """Each random answer to a random schema is valid; a schema that is refused is refused with a reason."""
+    try:
+        compiled = GUIDANCE.json(canonical(document))
+    except InvalidSchema as refused:
+        if len(refused.message) < 20:
+            pytest.fail(refused.message)
+        return
+    judge = jsonschema.Draft202012Validator(document, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
+    for text in walks((compiled.start() for _ in range(4)), random.Random(seed)):
+        with contextlib.suppress(RecursionError):
+            # The judge cannot follow {"anyOf": [true, {"$ref": itself}]}.
+            judge.validate(json.loads(text))
+
+
+def test_the_random_schemas_are_not_all_refused_or_endless() -> None:
+    """Guards the property test above."""
+    outcomes = {"served": 0, "refused": 0, "ended": 0}
+
+    @given(document=DOCUMENTS, seed=st.integers(0, 2**32))
+    @settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+    def count(document: Any, seed: int) -> None:
+        try:
+            compiled = GUIDANCE.json(canonical(document))
+        except InvalidSchema:
+            outcomes["refused"] += 1
+            return
+        outcomes["served"] += 1
+        outcomes["ended"] += bool(walks([compiled.start()], random.Random(seed)))
+
+    count()
+    assert outcomes["served"] > outcomes["refused"] / 2
+    assert outcomes["ended"] > outcomes["served"] / 2
