@@ -77,6 +77,7 @@ class Settings(BaseModel):
     )
     json_schema_enforce: bool = Field(True, description="enforce response_format; false refuses it (400)")
     json_compact: bool = Field(True, description="no optional whitespace in enforced JSON")
+    json_close: bool = Field(False, description="end enforced JSON validly before max_tokens would cut it")
 
     embedding: bool = Field(True, description="serve embeddings")
     embedding_model: _optional(str) = Field(None, description="GGUF of its own for embeddings; unset: `model`")  # type: ignore[valid-type]

@@ -76,12 +76,15 @@ class _FakeTokens:
 
 
 @lru_cache(1)
-def fake_grammars(**options: bool) -> Grammars:
+def _fake_tokenizer() -> llguidance.LLTokenizer:
+    return llguidance.LLTokenizer(llguidance.TokenizerWrapper(_FakeTokens()), slices=[])
+
+
+def fake_grammars(*, compact: bool = True, close_json: bool = False) -> Grammars:
     """Grammars over the fake vocabulary."""
-    tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_FakeTokens()), slices=[])
     guidance: Future[Guidance] = Future()
-    guidance.set_result(Guidance(tokenizer, N_VOCAB, compact=options.get("compact", True)))
-    return Grammars(guidance, lambda token: b"" if token == END else chr(token).encode())
+    guidance.set_result(Guidance(_fake_tokenizer(), N_VOCAB, compact=compact))
+    return Grammars(guidance, lambda token: b"" if token == END else chr(token).encode(), close_json=close_json)
 
 
 class FakeBackend:
@@ -128,9 +131,12 @@ class FakeBackend:
             self.tokens[slot].append(int(batch.tokens[row]))
             self.cells[slot].append(object())
             if batch.outputs[row]:
-                self._logits[row] = next_logits(tuple(self.tokens[slot]))
+                self._logits[row] = self.next_logits(tuple(self.tokens[slot]))
         self.rows_computed += batch.n_rows
         self.batches.append([(part.sequence.index, part.n_rows) for part in batch.parts])
+
+    def next_logits(self, history: tuple[int, ...]) -> np.ndarray:
+        return next_logits(history)
 
     def logits(self, row: int) -> np.ndarray:
         return self._logits[row]
@@ -159,6 +165,22 @@ class FakeBackend:
 
     def close(self) -> None:
         self.closed = True
+
+
+class ReciteBackend(FakeBackend):
+    """Says a text after a prompt, as far as it is let: a constraint that refuses its next token leads it astray."""
+
+    def __init__(self, says: str, after: str = "<|im_start|>assistant\n") -> None:
+        super().__init__(n_ctx=8192, n_batch=1024, n_slots=8, n_outputs=40)
+        self._says = says.encode("latin-1")
+        self._after = after
+
+    def next_logits(self, history: tuple[int, ...]) -> np.ndarray:
+        text = "".join(map(chr, history))
+        done = len(text) - text.rindex(self._after) - len(self._after)
+        logits = np.zeros(N_VOCAB, np.float32)
+        logits[self._says[done] if done < len(self._says) else END] = 50
+        return logits
 
 
 def expected_tokens(prompt: tuple[int, ...], params: SamplingParams, max_tokens: int) -> list[int]:

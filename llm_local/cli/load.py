@@ -82,14 +82,20 @@ def load_model(path: Path, embedding_path: Path | None, settings: Settings, on_d
     gc.freeze()
     served = _served(model, settings, window, embeds=embedder is not None and embedder.model is model)
     native = NativeEngine(LlamaGrammars(model), compact=settings.json_compact)
+    grammars = Grammars(guidance, model.piece, native, settings.grammar_engine, close_json=settings.json_close)
+
+    def close() -> None:
+        grammars.close()
+        model.close()
+
     return Loaded(
         model=served,
         engine=engine,
         template=template,
-        grammars=Grammars(guidance, model.piece, native, settings.grammar_engine),
+        grammars=grammars,
         embeddings=embedder,
         embedding_model=_served_embedder(embedder, served),
-        close=model.close,
+        close=close,
     )
 
 

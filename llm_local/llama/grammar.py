@@ -67,9 +67,9 @@ class LlamaConstraint:
     """
 
     def __init__(self, model: LlamaModel, sampler: Any) -> None:
+        self._model = model
         self._sampler = sampler
         self._n_vocab = model.n_vocab
-        self._end_tokens = model.end_tokens
         self._an_end = next(iter(sorted(model.end_tokens)), None)
         self._one = np.zeros(1, TOKEN_DATA)
         self._array = _token_array(self._one)
@@ -113,11 +113,18 @@ class LlamaConstraint:
         """Return nothing: llama.cpp does not say what is the only way on."""
         return ()
 
+    def copy(self) -> LlamaConstraint:
+        """Return a constraint in the same state."""
+        return LlamaConstraint(self._model, llama_cpp.llama_sampler_clone(self._sampler))
+
     def close(self) -> None:
         """Free the sampler."""
         if self._sampler:
             llama_cpp.llama_sampler_free(self._sampler)
             self._sampler = None
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def _token_array(data: npt.NDArray[Any]) -> Any:

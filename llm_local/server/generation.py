@@ -162,8 +162,7 @@ async def start(runtime: Runtime, requests: list[GenerationRequest], spec: Spec 
     loaded.engine.check_room(len(requests))
     constraints: list[Constraint] = []
     if spec is not None:
-        await loaded.grammars.ready()
-        constraints = await runtime.in_worker(loaded.grammars.constraints, spec, len(requests))
+        constraints = await loaded.grammars.prepare(spec, len(requests), requests[0].max_tokens)
     samplers = await runtime.in_worker(loaded.engine.new_samplers, requests)
     return loaded.engine.submit(requests, samplers, constraints)
 

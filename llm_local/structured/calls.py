@@ -14,7 +14,7 @@ import numpy as np
 
 from llm_local.engine.constraint import Allowed, Constraint
 from llm_local.engine.types import Token
-from llm_local.structured.guidance import CompiledGuidance, Guidance, document
+from llm_local.structured.guidance import FLEXIBLE, CompiledGuidance, Guidance, document
 from llm_local.structured.schema import Schema
 from llm_local.structured.spec import CallFormat
 
@@ -31,8 +31,6 @@ END_BARE = r"/[ \t\r\n]{0,40}\}/"
 
 SPACED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """How models were trained to write calls (Python's `json.dumps`)."""
-
-FLEXIBLE = {"whitespace_pattern": r"[ \t\r\n]{1,60}"}
 
 Opened = Callable[[str], tuple[str, int] | None]
 """Finds a call in a text: its key and where what is constrained begins."""

@@ -1,4 +1,7 @@
-"""From what a request asks for to constraints: picks the engine, compiles, and keeps what was compiled. Workers."""
+"""From what a request asks for to constraints: picks the engine, compiles within a budget, and keeps what it compiled.
+
+Event loop, and threads of its own: a schema that takes long holds up neither the loop nor those who need no grammar.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,13 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, cast
 
 from llm_local.engine.constraint import Constraint
 from llm_local.errors import InvalidGrammar, InvalidSchema, RequestError
 from llm_local.structured.calls import CallGrammars, CompiledAfterOpening
+from llm_local.structured.closing import Closing, Copyable
 from llm_local.structured.gbnf import check_gbnf
 from llm_local.structured.guidance import Guidance
 from llm_local.structured.native import Compiled, NativeEngine
@@ -23,6 +27,8 @@ from llm_local.structured.spec import CallsSpec, ChoiceSpec, GbnfSpec, JsonSpec,
 CACHE_SIZE = 256
 MAX_SCHEMA_BYTES = 2**20
 MAX_CHOICES = 10_000
+THREADS = 2
+BUDGET_S = 2.0
 MAX_CHOICE_CHARACTERS = 2**18
 
 
@@ -35,6 +41,7 @@ class Grammars:
         native: the LlamaGrammar engine.
         engine: `llguidance`, `llama`, or `auto`: llguidance, and LlamaGrammar for GBNF and for schemas that
             llguidance refuses and LlamaGrammar enforces wholly.
+        close_json: steer JSON that would be cut by its limit of tokens to a valid end.
     """
 
     def __init__(
@@ -43,26 +50,59 @@ class Grammars:
         piece: Callable[[int], bytes],
         native: NativeEngine | None = None,
         engine: str = "auto",
+        *,
+        close_json: bool = False,
     ) -> None:
         self._guidance = guidance
         self._piece = piece
         self._native = native
         self._engine = engine
+        self._close_json = close_json
+        self._threads = ThreadPoolExecutor(THREADS, "grammar")
         self._cache: OrderedDict[str, Compiled] = OrderedDict()
         self._lock = threading.Lock()
 
-    async def ready(self) -> None:
-        """Wait for the tables of the vocabulary, which are built beside the start."""
-        await asyncio.shield(asyncio.wrap_future(self._guidance))
-
-    def constraints(self, spec: Spec, n: int) -> list[Constraint]:
-        """Return a constraint for each of `n` answers.
+    async def prepare(self, spec: Spec, n: int, max_tokens: int) -> list[Constraint]:
+        """Return a constraint for each of `n` answers, once the tables of the vocabulary are built.
 
         Raises:
-            InvalidSchema, InvalidGrammar: it cannot be enforced; the text says where and why.
+            InvalidSchema, InvalidGrammar: it cannot be enforced, or not compiled in time; the text says where and why.
         """
+        await asyncio.shield(asyncio.wrap_future(self._guidance))
+        loop = asyncio.get_running_loop()
+        begun = asyncio.Event()
+
+        def work() -> list[Constraint]:
+            loop.call_soon_threadsafe(begun.set)
+            return self.constraints(spec, n, max_tokens)
+
+        job = asyncio.ensure_future(loop.run_in_executor(self._threads, work))
+        try:
+            await asyncio.wait((job, waiting := asyncio.ensure_future(begun.wait())), return_when="FIRST_COMPLETED")
+            waiting.cancel()
+            return await asyncio.wait_for(asyncio.shield(job), BUDGET_S)
+        except TimeoutError:
+            error = InvalidSchema if isinstance(spec, JsonSpec | CallsSpec) else InvalidGrammar
+            raise error(f"It takes over {BUDGET_S:.0f} s to compile. Make it smaller.", param=spec.param) from None
+        finally:
+            if not job.done():
+                job.add_done_callback(_close_unused)
+
+    def constraints(self, spec: Spec, n: int, max_tokens: int) -> list[Constraint]:
+        """Do the work of `prepare`, on any thread."""
         compiled = self._compiled(spec)
-        return [compiled.start() for _ in range(n)]
+        started = [compiled.start() for _ in range(n)]
+        whole = isinstance(spec, JsonSpec) or (isinstance(spec, CallsSpec) and spec.opened is None)
+        return [self._closing(one, max_tokens) for one in started] if self._close_json and whole else started
+
+    def _closing(self, inner: Constraint, max_tokens: int) -> Constraint:
+        guidance = self._guidance.result()
+        return Closing(cast(Copyable, inner), guidance.byte_tokens, self._piece, guidance.n_vocab, max_tokens)
+
+    def close(self) -> None:
+        """Take nothing more, and wait for what is in the making: it reads the model's vocabulary."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._guidance.exception()
 
     def _compiled(self, spec: Spec) -> Compiled:
         key = _key(spec)
@@ -133,6 +173,13 @@ class Grammars:
             return self._native.gbnf(grammar)
         check_gbnf(grammar)
         return self._guidance.result().gbnf(grammar)
+
+
+def _close_unused(job: asyncio.Future[list[Constraint]]) -> None:
+    """Free what nobody waits for any more."""
+    if not job.cancelled() and job.exception() is None:
+        for constraint in job.result():
+            constraint.close()
 
 
 def _check_choices(choices: tuple[str, ...]) -> None:

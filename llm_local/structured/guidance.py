@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from functools import cached_property
 from typing import Any, Protocol
 
 import llguidance
@@ -18,7 +19,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 from llm_local.engine.constraint import Allowed, ConstraintFailed
 from llm_local.engine.types import Token
 from llm_local.errors import InvalidGrammar, InvalidSchema
-from llm_local.structured.logic import Node
+from llm_local.structured.logic import Node, has_all_of
 from llm_local.structured.pattern import to_rust
 from llm_local.structured.schema import Schema
 
@@ -31,6 +32,12 @@ STRICTER_FORMATS = {
 }
 
 NARROWED_BY = 1e-9
+
+FLEXIBLE = {"whitespace_pattern": r"[ \t\r\n]{1,60}"}
+"""Optional whitespace between the parts of JSON, but not without end: small models get lost in it."""
+
+MAX_ITEMS = 20_000
+"""Earley items in one row: an object of a thousand optional properties has four thousand."""
 
 
 class TokenTable(Protocol):
@@ -83,8 +90,8 @@ class Guidance:
     def __init__(self, tokenizer: llguidance.LLTokenizer, n_vocab: int, *, compact: bool) -> None:
         self._tokenizer = tokenizer
         self.n_vocab = n_vocab
-        self._options = {"whitespace_flexible": not compact}
-        self._limits = llguidance.LLParserLimits(verbose_errors=False)
+        self._options: dict[str, Any] = {"whitespace_flexible": False} if compact else FLEXIBLE
+        self._limits = llguidance.LLParserLimits(max_items_in_row=MAX_ITEMS, verbose_errors=False)
 
     def json(self, schema: Schema) -> CompiledGuidance:
         """Compile a canonical schema.
@@ -131,6 +138,12 @@ class Guidance:
             lambda why: InvalidGrammar(f"The grammar cannot be enforced: {why}"),
         )
 
+    @cached_property
+    def byte_tokens(self) -> list[Token | None]:
+        """The token of each byte, where the vocabulary has one."""
+        found = [self._tokenizer.tokenize_bytes(bytes([byte])) for byte in range(256)]
+        return [tokens[0] if len(tokens) == 1 else None for tokens in found]
+
     def is_special(self, text: str) -> bool:
         """Tell whether the vocabulary has a token of its own for a mark such as `<tool_call>`."""
         tokens = self._tokenizer.tokenize_str(text, parse_special=True)
@@ -138,8 +151,12 @@ class Guidance:
 
     def _compile(self, grammar: str, error: Callable[[str], Exception]) -> CompiledGuidance:
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
-        if matcher.is_error():
-            raise error(_first_lines(matcher.get_error()))
+        trial = matcher.deep_copy()
+        if not matcher.is_error():
+            # What is too large shows at the first mask.
+            trial.compute_bitmask()
+        if trial.is_error():
+            raise error(_first_lines(trial.get_error()))
         return CompiledGuidance(matcher, self._tokenizer, self.n_vocab)
 
 
@@ -203,6 +220,10 @@ class GuidanceConstraint:
         tokens = self._tokenizer.tokenize_bytes(text) if text else []
         return bool(self._matcher.try_consume_tokens(tokens) == len(tokens))
 
+    def copy(self) -> GuidanceConstraint:
+        """Return a constraint in the same state."""
+        return GuidanceConstraint(self._matcher.deep_copy(), self._tokenizer, self._n_vocab)
+
     def close(self) -> None:
         """Nothing: Rust frees the matcher with this object."""
 
@@ -230,16 +251,10 @@ def whole(pattern: str) -> str:
 
 def document(schema: Schema) -> dict[str, Any]:
     """Return a canonical schema as llguidance reads it."""
-    merges = _has_all_of([schema.root, *schema.defs.values()])
+    merges = has_all_of([schema.root, *schema.defs.values()])
     root = _emit(schema.root, merges)
     defs = {name: _emit(node, merges) for name, node in schema.defs.items()}
     return {**({"$defs": defs} if defs else {}), **(root if isinstance(root, dict) else {})}
-
-
-def _has_all_of(node: Node) -> bool:
-    if isinstance(node, list):
-        return any(map(_has_all_of, node))
-    return isinstance(node, dict) and ("allOf" in node or any(map(_has_all_of, node.values())))
 
 
 def _emit(node: Node, merges: bool) -> Node:

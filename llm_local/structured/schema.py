@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from llm_local.errors import InvalidSchema
@@ -25,8 +27,10 @@ from llm_local.structured.logic import (
     can_end,
     endless,
     exclusive,
+    has_all_of,
     looping,
     negate,
+    told_apart,
     value_key,
 )
 from llm_local.structured.pattern import to_rust
@@ -37,6 +41,9 @@ MAX_DEPTH = 48
 MAX_ENUM_CHARACTERS = 2**20
 MAX_PERMUTATIONS = 2000
 MAX_COUNT = 2**31
+MAX_MULTIPLE = 100_000
+MAX_BRANCHES = 64
+MAX_SECONDS = 1.5
 
 FORMATS = frozenset(
     {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"},
@@ -70,6 +77,10 @@ def canonical(schema: Any) -> Schema:
     root = rewriter.node(schema, "#", 0)
     if looping(rewriter.defs) is not None:
         raise InvalidSchema("#: a '$ref' leads back to itself without going into a property or an item.")
+    if rewriter.least_multiple > MAX_MULTIPLE and has_all_of([root, *rewriter.defs.values()]):
+        raise InvalidSchema(
+            f"#: the least common multiple of all 'multipleOf' is over {MAX_MULTIPLE}, and they may meet."
+        )
     dead = endless(rewriter.defs)
     ending = set(rewriter.defs) - dead
     defs = {name: (False if name in dead else node) for name, node in rewriter.defs.items()}
@@ -86,6 +97,8 @@ class _Rewriter:
         self._root = root
         self._names: dict[int, str] = {}
         self._n_nodes = 0
+        self.least_multiple = 1
+        self._deadline = time.monotonic() + MAX_SECONDS
         self.defs: dict[str, Node] = {}
 
     def node(self, node: Any, where: str, depth: int) -> Node:
@@ -97,9 +110,15 @@ class _Rewriter:
         self._n_nodes += 1
         if self._n_nodes > MAX_NODES:
             raise InvalidSchema(f"{where}: the schema has over {MAX_NODES} parts.")
+        self.check_time(where)
         if depth > MAX_DEPTH:
             raise InvalidSchema(f"{where}: the schema is nested over {MAX_DEPTH} deep. Move parts to $defs.")
         return _Node(self, node, where, depth).canonical()
+
+    def check_time(self, where: str) -> None:
+        """Give up on a schema that takes too long, whatever makes it so."""
+        if time.monotonic() > self._deadline:
+            raise InvalidSchema(f"{where}: the schema takes over {MAX_SECONDS} s to translate. Make it smaller.")
 
     def reference(self, holder: dict[str, Any], key: str, where: str) -> Node:
         """Return a reference to the canonical form of what `holder` refers to."""
@@ -111,6 +130,15 @@ class _Rewriter:
             name = self._names[id(target)] = f"d{len(self._names)}"
             self.defs[name] = self.node(target, str(holder[key]), 0)
         return {"$ref": f"#/$defs/{name}"}
+
+    def multiple(self, value: float, bad: Callable[[str, str], InvalidSchema]) -> None:
+        """Check a `multipleOf`: an automaton counts its remainders."""
+        if value <= 0:
+            raise bad("multipleOf", "must be greater than 0.")
+        count = int("".join(map(str, Decimal(repr(value)).normalize().as_tuple().digits)))
+        self.least_multiple = math.lcm(self.least_multiple, count)
+        if count > MAX_MULTIPLE:
+            raise bad("multipleOf", f"{value} has too many digits or is too large; at most {MAX_MULTIPLE} is counted.")
 
     @property
     def ref_stands_alone(self) -> bool:
@@ -229,9 +257,19 @@ class _Node:
         """Branches that exclude each other are alternatives; others are, less what also satisfies another one."""
         defs = self._rewriter.defs
         branches = [branch for branch in self._subs(key, value) if branch is not False]
+        if told_apart(branches, defs):
+            self.parts.append(any_of(branches))
+            return
+        if len(branches) > MAX_BRANCHES:
+            raise self.bad(
+                key,
+                f"over {MAX_BRANCHES} branches need a property that tells them apart (required, with a 'const' of its "
+                "own in each); or use 'anyOf'.",
+            )
         ways = []
         for at, branch in enumerate(branches):
             opposites = []
+            self._rewriter.check_time(self.where)
             for other_at, other in enumerate(branches):
                 if other_at == at or exclusive(branch, other, defs):
                     continue
@@ -273,8 +311,8 @@ class _Node:
             return
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise self.bad(key, f"must be a number, not {_kind(value)}.")
-        if key == "multipleOf" and value <= 0:
-            raise self.bad(key, "must be greater than 0.")
+        if key == "multipleOf":
+            self._rewriter.multiple(value, self.bad)
         if key not in self.plain:
             self.plain[key] = value
 

@@ -17,6 +17,7 @@ from llm_local.structured.spec import JsonSpec, RegexSpec, Spec
 from tests.engine.test_engine import check_accounting, collect, request, running, settle
 from tests.fakes import END, N_VOCAB, FakeBackend, fake_grammars, next_logits
 
+GRAMMARS = fake_grammars()
 PERSON = {
     "type": "object",
     "properties": {
@@ -130,7 +131,7 @@ def test_a_constrained_answer_is_the_same_whatever_happens_around_it(seed: int) 
                 spec = choose.choice([None, *SPECS])
                 max_tokens = choose.randint(1, 80)
                 await asyncio.sleep(choose.random() * 0.02)
-                constraints = fake_grammars().constraints(spec, 1) if spec is not None else []
+                constraints = GRAMMARS.constraints(spec, 1, 100) if spec is not None else []
                 stream = engine.submit([request(prompt, max_tokens, params)], constraints=constraints)
                 if choose.random() < 0.15:
                     await asyncio.sleep(choose.random() * 0.01)
@@ -140,7 +141,7 @@ def test_a_constrained_answer_is_the_same_whatever_happens_around_it(seed: int) 
                 text = "".join(delta.text for delta in deltas)
                 if spec is None:
                     return
-                reference = fake_grammars().constraints(spec, 1)[0]
+                reference = GRAMMARS.constraints(spec, 1, 100)[0]
                 wanted, ended = expected_text(prompt, params, max_tokens, reference)
                 assert text == wanted
                 assert (deltas[-1].finish is FinishReason.STOP) == ended
@@ -162,7 +163,7 @@ def test_the_constrained_traffic_forces_refuses_and_preempts() -> None:
         async with running(backend, answer_reserve=1) as engine:
             streams = []
             for n in range(4):
-                constraints = fake_grammars().constraints(SPECS[0], 1)
+                constraints = GRAMMARS.constraints(SPECS[0], 1, 100)
                 params = SamplingParams(temperature=1.0, seed=n)
                 streams.append(engine.submit([request((n,) * 10, 100, params)], constraints=constraints))
             ends = [(await collect(stream))[0][-1] for stream in streams]

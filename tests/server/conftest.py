@@ -115,7 +115,7 @@ def serving(
             model,
             engine,
             ChatTemplate(named_template("chatml")),
-            fake_grammars(),
+            fake_grammars(compact=chosen.json_compact, close_json=chosen.json_close),
             embeddings or FakeEmbeddings(),
             model,
         )

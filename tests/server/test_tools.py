@@ -1,0 +1,237 @@
+"""Tools over HTTP, read with the OpenAI client. The model recites, so that each form of call is certain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.fakes import ReciteBackend
+from tests.server.conftest import Served, serving
+from tests.server.test_chat import events
+from tests.server.test_errors import error_of
+
+CHAT = "/v1/chat/completions"
+MESSAGES: list[Any] = [{"role": "user", "content": "weather in Omsk?"}]
+CITY = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Omsk", "Tver"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+TOOLS: list[Any] = [
+    {"type": "function", "function": {"name": "weather", "description": "Tells it.", "parameters": CITY}},
+    {"type": "function", "function": {"name": "now"}},
+]
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Omsk", "days": 3}}\n</tool_call>'
+NOW = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+
+
+@contextmanager
+def reciting(text: str, **settings: Any) -> Iterator[tuple[Served, openai.OpenAI]]:
+    """A server whose model says this text where it may."""
+    with (
+        serving(ReciteBackend(text), window=4096, **settings) as server,
+        openai.OpenAI(
+            base_url=f"{server.url}/v1", api_key="x", max_retries=0, _strict_response_validation=True
+        ) as client,
+    ):
+        yield server, client
+
+
+def ask(client: openai.OpenAI, **fields: Any) -> Any:
+    return client.chat.completions.create(model="fake", messages=MESSAGES, **{"tools": TOOLS, **fields}).choices[0]
+
+
+def calls_of(message: Any) -> list[tuple[str, Any]]:
+    return [(call.function.name, json.loads(call.function.arguments)) for call in message.tool_calls or []]
+
+
+OMSK = ("weather", {"city": "Omsk", "days": 3})
+SPOKEN: list[tuple[str, str | None, list[Any]]] = [
+    # what the model says, content, calls
+    (CALL, None, [OMSK]),
+    (f"Let me see.\n{CALL}", "Let me see.", [OMSK]),
+    (f"{CALL}\n{NOW}", None, [OMSK, ("now", {})]),
+    ('```json\n{"name": "weather", "arguments": {"city": "Omsk", "days": 3}}\n```', None, [OMSK]),
+    ('{"name": "weather", "arguments": {"city": "Omsk", "days": 3}}', None, [OMSK]),
+    ("It rains <b>a lot</b>.", "It rains <b>a lot</b>.", []),
+    ('Say {"name": "weather"}', 'Say {"name": "weather"}', []),
+]
+
+
+@pytest.mark.parametrize(("says", "content", "calls"), SPOKEN, ids=[case[0][:30] for case in SPOKEN])
+def test_auto_reads_calls_and_content(says: str, content: str | None, calls: list[Any]) -> None:
+    with reciting(says) as (_, client):
+        for stream in (False, True):
+            if stream:
+                chunks = list(client.chat.completions.create(model="fake", messages=MESSAGES, tools=TOOLS, stream=True))
+                text, found, finish = assemble(chunks)
+                assert text == (content or "")
+                assert [(name, json.loads(arguments)) for _, name, arguments in found] == calls
+                assert len({call_id for call_id, _, _ in found}) == len(calls)
+            else:
+                choice = ask(client)
+                finish = choice.finish_reason
+                assert choice.message.content == content
+                assert calls_of(choice.message) == calls
+            assert finish == ("tool_calls" if calls else "stop")
+
+
+def assemble(chunks: list[Any]) -> tuple[str, list[list[str]], str | None]:
+    """Content, calls (id, name, arguments) and reason, put together as a client does."""
+    text, calls, finish = "", [], None
+    for chunk in chunks:
+        for choice in chunk.choices:
+            finish = choice.finish_reason or finish
+            text += choice.delta.content or ""
+            for call in choice.delta.tool_calls or []:
+                if call.index == len(calls):
+                    assert call.id
+                    assert call.type == "function"
+                    assert call.function.name
+                    calls.append([call.id, call.function.name, ""])
+                else:
+                    assert call.id is None
+                    assert call.function.name is None
+                calls[call.index][2] += call.function.arguments or ""
+    return text, calls, finish
+
+
+def test_arguments_are_constrained_from_where_the_call_is_opened() -> None:
+    """The model would name a city that is not in the enum, and a number that is too large."""
+    wrong = CALL.replace("Omsk", "Kiev").replace("3", "77")
+    with reciting(wrong) as (_, client):
+        name, arguments = calls_of(ask(client).message)[0]
+        assert name == "weather"
+        assert arguments["city"] in ("Omsk", "Tver")
+        assert 1 <= arguments.get("days", 1) <= 9
+
+
+@pytest.mark.parametrize("says", ["No.", CALL])
+def test_required_and_named_calls_are_made_whatever_the_model_wants(says: str) -> None:
+    with reciting(says) as (_, client):
+        required = ask(client, tool_choice="required", parallel_tool_calls=False, max_tokens=200)
+        assert required.finish_reason == "tool_calls"
+        assert required.message.content is None
+        assert len(calls_of(required.message)) == 1
+        named = ask(client, tool_choice={"type": "function", "function": {"name": "now"}})
+        assert calls_of(named.message) == [("now", {})]
+        subset: Any = {
+            "type": "allowed_tools",
+            "allowed_tools": {"mode": "required", "tools": [{"type": "function", "function": {"name": "now"}}]},
+        }
+        assert calls_of(ask(client, tool_choice=subset).message)[0] == ("now", {})
+
+
+def test_parallel_calls_can_be_forbidden() -> None:
+    with reciting(f"{CALL}\n{NOW}") as (_, client):
+        assert len(calls_of(ask(client).message)) == 2
+        assert len(calls_of(ask(client, parallel_tool_calls=False).message)) == 1
+
+
+def test_none_means_that_a_call_is_only_text() -> None:
+    with reciting(CALL) as (server, client):
+        choice = ask(client, tool_choice="none")
+        assert (choice.message.content, choice.message.tool_calls, choice.finish_reason) == (CALL, None, "stop")
+        with httpx.Client(base_url=server.url) as http:
+            shown = http.post("/apply-template", json={"messages": MESSAGES, "tools": TOOLS}).json()["prompt"]
+        assert "weather" in shown
+        without = client.chat.completions.create(model="fake", messages=MESSAGES, tools=TOOLS, tool_choice="none")
+        plain = client.chat.completions.create(model="fake", messages=MESSAGES)
+        assert without.usage.prompt_tokens == plain.usage.prompt_tokens < len(shown)
+
+
+def test_a_call_that_max_tokens_cuts_says_length() -> None:
+    with reciting(CALL) as (_, client):
+        choice = ask(client, max_tokens=50)
+        assert choice.finish_reason == "length"
+        assert choice.message.tool_calls[0].function.arguments.startswith("{")
+
+
+def test_results_go_back_in() -> None:
+    with reciting("It is cold.") as (server, client):
+        first: Any = {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Omsk"}'}}
+            ],
+        }
+        talk: list[Any] = [*MESSAGES, first, {"role": "tool", "tool_call_id": "call_1", "content": "-20"}]
+        answer = client.chat.completions.create(model="fake", messages=talk, tools=TOOLS)
+        assert answer.choices[0].message.content == "It is cold."
+        with httpx.Client(base_url=server.url) as http:
+            prompt = http.post("/apply-template", json={"messages": talk, "tools": TOOLS}).json()["prompt"]
+            assert '<tool_call>\n{"name": "weather", "arguments": {"city": "Omsk"}}\n</tool_call>' in prompt
+            assert "<tool_response>\n-20\n</tool_response>" in prompt
+            first["tool_calls"][0]["function"]["arguments"] = "{city"
+            error = error_of(http.post(CHAT, json={"messages": talk}))
+            assert error["param"] == "messages.1.tool_calls.0.function.arguments"
+
+
+def test_the_deprecated_functions_are_mapped_to_tools() -> None:
+    functions: list[Any] = [tool["function"] for tool in TOOLS]
+    with reciting(CALL) as (server, client):
+        answer = client.chat.completions.create(model="fake", messages=MESSAGES, functions=functions)
+        choice = answer.choices[0]
+        assert choice.finish_reason == "function_call"
+        assert json.loads(choice.message.function_call.arguments) == OMSK[1]
+        named = client.chat.completions.create(
+            model="fake", messages=MESSAGES, functions=functions, function_call={"name": "now"}
+        )
+        assert named.choices[0].message.function_call.name == "now"
+        with httpx.Client(base_url=server.url) as http:
+            body = {"messages": MESSAGES, "functions": functions, "stream": True}
+            chunks = [chunk for chunk in events(http.post(CHAT, json=body).text) if chunk != "[DONE]"]
+        pieces = [c["choices"][0]["delta"]["function_call"] for c in chunks
+                  if "function_call" in c["choices"][0]["delta"]]  # fmt: skip
+        assert pieces[0]["name"] == "weather"
+        assert json.loads("".join(piece["arguments"] for piece in pieces)) == OMSK[1]
+        assert chunks[-1]["choices"][0]["finish_reason"] == "function_call"
+
+
+def test_tools_beside_a_response_format_give_a_call_or_the_json() -> None:
+    form: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": [{"ok": True}]}}}
+    with reciting(CALL) as (_, client):
+        assert calls_of(ask(client, response_format=form).message)[0] == OMSK
+    with reciting('{"ok":true}') as (_, client):
+        choice = ask(client, response_format=form)
+        assert (choice.message.content, choice.finish_reason) == ('{"ok":true}', "stop")
+
+
+def test_tools_work_with_n_and_logprobs() -> None:
+    with reciting(CALL) as (_, client):
+        answer = client.chat.completions.create(
+            model="fake", messages=MESSAGES, tools=TOOLS, n=2, logprobs=True, temperature=0
+        )
+        for choice in answer.choices:
+            assert calls_of(choice.message) == [OMSK]
+            assert "".join(entry.token for entry in choice.logprobs.content) == CALL
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools.0.function", "Missing"),
+        ({"tools": [{"type": "retrieval", "function": {"name": "f"}}]}, "tools.0.type", "'function'"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "pattern"),
+        ({"tools": [*TOOLS, TOOLS[0]]}, "tools.2.function.parameters", "Two tools"),
+        ({"tool_choice": {"type": "function", "function": {"name": "nobody"}}}, "tool_choice", "'weather', 'now'"),
+        ({"tool_choice": "any"}, "tool_choice", "'required'"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object",
+          "properties": {"a": {"contains": {}}}}}}]}, "tools.0.function.parameters", "#/properties/a/contains"),
+        ({"guided_regex": "a"}, "tools", "together"),
+    ],
+)  # fmt: skip
+def test_wrong_tools_are_named(http: httpx.Client, fields: dict[str, Any], param: str, says: str) -> None:
+    answer = http.post(CHAT, json={"messages": MESSAGES, "tools": TOOLS, **fields})
+    error = error_of(answer)
+    assert answer.status_code == 400
+    assert error["param"] == param
+    assert says in error["message"]

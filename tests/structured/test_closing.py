@@ -1,0 +1,103 @@
+"""`LLM_JSON_CLOSE`: however few tokens are left, the answer is valid; and where there are enough, nothing changes."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import jsonschema
+import pytest
+
+from llm_local.engine.constraint import Constraint
+from llm_local.structured.closing import Closing
+from llm_local.structured.schema import canonical
+from tests.structured.test_json_schema import CASES, NODE, compact
+from tests.structured.vocabulary import END, N_VOCAB, guidance, piece
+
+GUIDANCE = guidance()
+REPLY = {
+    "type": "object",
+    "properties": {
+        "reply": {"type": "string"},
+        "when": {"type": "string", "format": "date"},
+        "code": {"type": "string", "pattern": "^[a-z]*-[0-9]{3}$"},
+        "score": {"type": "object", "properties": {"d": {"type": "integer", "minimum": 1000}}, "required": ["d"]},
+        "flags": {"type": "array", "items": {"type": "string", "minLength": 3}, "minItems": 1},
+        "tree": {"$ref": "#/$defs/node"},
+    },
+    "required": ["reply", "when", "code", "score", "flags"],
+    "$defs": {"node": NODE},
+}  # fmt: skip
+
+
+def closing(schema: Any, budget: int) -> Closing:
+    inner = GUIDANCE.json(canonical(schema)).start()
+    return Closing(inner, GUIDANCE.byte_tokens, piece, N_VOCAB, budget)
+
+
+def rambling(constraint: Constraint, choose: random.Random, budget: int) -> tuple[str, bool]:
+    """An answer of at most `budget` tokens from a model that never wants to end; and whether it came to an end."""
+    out = bytearray()
+    used = 0
+    while used < budget:
+        if constraint.must_end:
+            return out.decode(), True
+        tokens = list(constraint.forced())
+        if not tokens:
+            ids = [int(token) for token in constraint.allowed().nonzero()[0]]
+            choose.shuffle(ids)
+            # Openers and letters first: what a talkative model would do.
+            ids.sort(key=lambda token: piece(token) in (b'"', b"}", b"]", b'"}', b"]}") or token == END)
+            token = next((token for token in ids if constraint.allows(token)), None)
+            if token is None:
+                continue
+            tokens = [token]
+        if tokens == [END]:
+            return out.decode(), True
+        for token in tokens[: budget - used]:
+            constraint.accept(token)
+            out += piece(token)
+            used += 1
+    return out.decode("utf-8", "replace"), constraint.must_end
+
+
+@pytest.mark.parametrize("budget", [100, 130, 200, 700])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_rambling_answer_is_closed_in_time(budget: int, seed: int) -> None:
+    text, ended = rambling(closing(REPLY, budget), random.Random(seed), budget)
+    assert ended
+    jsonschema.validate(json.loads(text), REPLY)
+    inner = GUIDANCE.json(canonical(REPLY)).start()
+    assert not rambling(inner, random.Random(seed), budget)[1], "the test needs an answer that would be cut"
+
+
+@pytest.mark.parametrize(
+    ("schema", "budget"), [(case[0], budget) for case in CASES for budget in (12, 40)],
+    ids=lambda value: compact(value)[:50],
+)  # fmt: skip
+def test_every_schema_is_closed_or_left_alone(schema: Any, budget: int) -> None:
+    for seed in range(3):
+        constraint = closing(schema, budget)
+        text, ended = rambling(constraint, random.Random(seed), budget)
+        if constraint._watch >= 0:
+            assert ended
+        if ended:
+            judge = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)(schema)
+            if not isinstance(schema, dict) or not {"additionalItems", "dependencies"} & set(schema):
+                assert schema is True or "exclusiveMinimum" in schema or judge.is_valid(json.loads(text))
+
+
+def test_what_cannot_fit_is_left_alone() -> None:
+    constraint = closing(REPLY, 20)
+    _, ended = rambling(constraint, random.Random(1), 20)
+    assert not ended
+    assert not constraint.must_end
+
+
+def test_an_answer_with_room_is_not_touched() -> None:
+    for seed in range(5):
+        plain, wrapped = random.Random(seed), random.Random(seed)
+        inner = GUIDANCE.json(canonical(REPLY)).start()
+        outer = closing(REPLY, 10_000)
+        assert rambling(inner, plain, 60) == rambling(outer, wrapped, 60)
