@@ -23,13 +23,17 @@ from llm_local.structured.logic import Node, has_all_of
 from llm_local.structured.pattern import to_rust
 from llm_local.structured.schema import Schema
 
-# Dates that Python and JavaScript read, too: no year 0, no leap second.
+# Dates that Python and JavaScript read, too: no year 0, no leap second, at most nanoseconds.
 _YEAR = r"(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
+_CLOCK = r"[0-9]{2}:[0-9]{2}:[0-5][0-9](?:\.[0-9]{1,9})?[Zz+-]"
 STRICTER_FORMATS = {
     "date": f"^{_YEAR}-",
-    "date-time": rf"^{_YEAR}-[0-9]{{2}}-[0-9]{{2}}.[0-9]{{2}}:[0-9]{{2}}:[0-5]",
-    "time": r"^[0-9]{2}:[0-9]{2}:[0-5]",
+    "date-time": f"^{_YEAR}-[0-9]{{2}}-[0-9]{{2}}.{_CLOCK}",
+    "time": f"^{_CLOCK}",
 }
+
+MAX_INTEGER = 2**63 - 1024
+"""Integers without bounds have 64 bits (less what a double rounds): a model lost in digits would never end one."""
 
 NARROWED_BY = 1e-9
 
@@ -273,10 +277,18 @@ def _emit(node: Node, merges: bool) -> Node:
             out[key] = {name: _emit(item, merges) for name, item in value.items()}
         else:
             out[key] = value if key in ("enum", "required", "type") else _emit(value, merges)
-    if node.get("type") != "integer" and (merges or _bounds_are_near(node)):
+    if "integer" in (kinds := _kinds(node)) and "number" not in kinds:
+        out["minimum"] = max(out.get("minimum", -MAX_INTEGER), -MAX_INTEGER)
+        out["maximum"] = min(out.get("maximum", MAX_INTEGER), MAX_INTEGER)
+    elif merges or _bounds_are_near(node):
         _narrow_bounds(out)
     stricter = STRICTER_FORMATS.get(node.get("format", ""))
     return {"allOf": [out, {"pattern": stricter}]} if stricter else out
+
+
+def _kinds(node: dict[str, Any]) -> list[str]:
+    kinds = node.get("type", [])
+    return kinds if isinstance(kinds, list) else [kinds]
 
 
 def _bounds_are_near(node: dict[str, Any]) -> bool:

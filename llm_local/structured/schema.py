@@ -266,12 +266,13 @@ class _Node:
                 f"over {MAX_BRANCHES} branches need a property that tells them apart (required, with a 'const' of its "
                 "own in each); or use 'anyOf'.",
             )
+        beside = self._beside()
         ways = []
         for at, branch in enumerate(branches):
             opposites = []
             self._rewriter.check_time(self.where)
             for other_at, other in enumerate(branches):
-                if other_at == at or exclusive(branch, other, defs):
+                if other_at == at or exclusive(branch, other, defs) or exclusive(all_of([beside, branch]), other, defs):
                     continue
                 opposite = negate(other, defs)
                 if opposite is None:
@@ -283,6 +284,11 @@ class _Node:
                 opposites.append(opposite)
             ways.append(all_of([branch, *opposites]))
         self.parts.append(any_of(ways))
+
+    def _beside(self) -> Node:
+        """Return what holds besides the branches: it may make them exclusive."""
+        told = {key: self.source[key] for key in ("type", "required", "properties") if key in self.source}
+        return self.sub(told) if told else True
 
     def not_(self, key: str, value: Any) -> None:
         opposite = negate(self.sub(value, key), self._rewriter.defs)

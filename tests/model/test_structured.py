@@ -1,0 +1,384 @@
+"""Structured output and tools on real weights: SmolLM2 always, Qwen2.5 when it is there."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import enum
+import ipaddress
+import json
+import random
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import httpx
+import jsonschema
+import openai
+import pydantic
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field
+
+from llm_local.engine.constraint import ConstraintFailed
+from llm_local.errors import InvalidGrammar, InvalidSchema
+from llm_local.llama.grammar import LlamaConstraint, LlamaGrammars
+from llm_local.llama.model import LlamaModel
+from llm_local.structured.native import NativeEngine
+from llm_local.structured.schema import canonical
+from tests.model.conftest import Process, served
+from tests.structured.test_json_schema import CASES, DOCUMENTS, compact
+
+pytestmark = pytest.mark.model
+
+TURN = {
+    "type": "object",
+    "properties": {
+        "reply": {"type": "string"},
+        "next_node_id": {"type": "string", "maxLength": 20},
+        "scoring_update": {
+            "type": "object",
+            "properties": {
+                "block": {"type": "string", "maxLength": 20},
+                "delta": {"type": "number", "minimum": -5, "maximum": 5},
+                "score": {"type": "integer", "minimum": 0, "maximum": 100},
+            },
+            "required": ["block", "delta", "score"],
+            "additionalProperties": False,
+        },
+        "red_flags": {"type": "array", "items": {"type": "string"}, "maxItems": 3},
+    },
+    "required": ["reply", "next_node_id", "scoring_update", "red_flags"],
+    "additionalProperties": False,
+}
+INTERVIEWER = (
+    "Ты — опытный интервьюер, который проводит собеседование на должность бизнес-аналитика в команде антифрода. "
+    "Отвечай по-русски, коротко, в JSON с полями reply, next_node_id, scoring_update, red_flags. "
+)
+
+
+# -- the LlamaGrammar engine ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def native(smol: LlamaModel) -> NativeEngine:
+    return NativeEngine(LlamaGrammars(smol), compact=True)
+
+
+def accepts(constraint: LlamaConstraint, tokens: list[int]) -> bool:
+    for token in tokens:
+        if not constraint.allows(token):
+            return False
+        constraint.accept(token)
+    return constraint.may_end
+
+
+@pytest.mark.parametrize(("schema", "valid", "invalid"), CASES, ids=[compact(case[0])[:70] for case in CASES])
+def test_llama_grammar_enforces_the_whole_schema_or_refuses_it(
+    native: NativeEngine, smol: LlamaModel, schema: Any, valid: list[Any], invalid: list[Any]
+) -> None:
+    try:
+        compiled = native.json(canonical(schema))
+    except InvalidSchema:
+        return
+    for value in invalid:
+        tokens = smol.tokenize(compact(value), add_special=False, parse_special=False)
+        assert not accepts(compiled.start(), tokens), value
+
+
+@pytest.mark.parametrize(
+    ("schema", "keyword"),
+    [
+        ({"type": "integer", "minimum": 1}, "minimum"),
+        ({"type": "number", "multipleOf": 2}, "multipleOf"),
+        ({"type": "object", "patternProperties": {"^a": {}}}, "patternProperties"),
+        ({"type": "object", "maxProperties": 1}, "maxProperties"),
+        ({"type": "string", "pattern": "a|b"}, "pattern"),
+        ({"type": "string", "format": "date"}, "format"),
+        ({"type": "string", "maxLength": 100_000}, "maxLength"),
+        ({"allOf": [{"type": "string"}, {"maxLength": 3}]}, "allOf"),
+        ({"enum": ['a"b']}, "enum"),
+    ],
+)
+def test_what_llama_grammar_would_loosen_is_refused_by_name(native: NativeEngine, schema: Any, keyword: str) -> None:
+    with pytest.raises(InvalidSchema, match=f"#/{keyword}"):
+        native.json(canonical(schema))
+
+
+def test_llama_grammar_admits_what_it_should_and_no_control_characters(native: NativeEngine, smol: LlamaModel) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"имя": {"type": "string", "maxLength": 10}, "tags": {"type": "array", "items": {"enum": ["a"]}}},
+        "required": ["имя", "tags"],
+    }
+    compiled = native.json(canonical(schema))
+
+    def admits(text: str) -> bool:
+        return accepts(compiled.start(), smol.tokenize(text, add_special=False, parse_special=False))
+
+    assert admits('{"имя":"Аня \\n","tags":["a","a"]}')
+    assert not admits('{"имя":"Аня\n","tags":[]}')
+    assert not admits('{"имя":"12345678901","tags":[]}')
+    assert not admits('{"имя":"Аня"}')
+
+
+@given(document=DOCUMENTS, seed=st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_whatever_llama_grammar_lets_through_is_valid(
+    native: NativeEngine, smol: LlamaModel, document: Any, seed: int
+) -> None:
+    try:
+        compiled = native.json(canonical(document))
+    except InvalidSchema:
+        return
+    choose = random.Random(seed)
+    constraint, text = compiled.start(), b""
+    for step in range(40):
+        if constraint.may_end and choose.random() < 0.7:
+            break
+        try:
+            ids = constraint.allowed().nonzero()[0]
+        except ConstraintFailed:
+            return
+        short = [int(token) for token in ids if len(smol.piece(int(token))) == 1]
+        closing = [token for token in short if smol.piece(token) in (b'"', b"}", b"]")]
+        token = choose.choice(closing if closing and choose.random() < step / 20 else short or list(map(int, ids)))
+        if token in smol.end_tokens:
+            break
+        constraint.accept(token)
+        text += smol.piece(token)
+    else:
+        return
+    judge = jsonschema.Draft202012Validator(document, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
+    judge.validate(json.loads(text))
+
+
+def test_gbnf_that_llama_cpp_cannot_parse_is_refused(native: NativeEngine) -> None:
+    with pytest.raises(InvalidGrammar, match="cannot parse"):
+        native.gbnf('root ::= "\\q"')
+
+
+@pytest.fixture(scope="module")
+def native_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    with served(tmp_path_factory.mktemp("native"), "--ctx", "2048", "--grammar-engine", "llama") as process:
+        yield process
+
+
+def test_the_llama_engine_serves_schemas_and_grammars_and_names_what_it_refuses(native_server: Process) -> None:
+    with httpx.Client(base_url=native_server.url, timeout=60) as http:
+
+        def ask(**fields: Any) -> httpx.Response:
+            return http.post("/v1/completions" if "prompt" in fields else "/v1/chat/completions", json=fields)
+
+        person = {
+            "type": "object", "properties": {"name": {"type": "string", "maxLength": 12}, "adult": {"type": "boolean"}},
+            "required": ["name", "adult"], "additionalProperties": False,
+        }  # fmt: skip
+        form = {"type": "json_schema", "json_schema": {"name": "person", "schema": person}}
+        messages = [{"role": "user", "content": "Anna is 31."}]
+        for seed in range(5):
+            choice = ask(messages=messages, response_format=form, seed=seed, max_tokens=60).json()["choices"][0]
+            assert choice["finish_reason"] == "stop"
+            jsonschema.validate(json.loads(choice["message"]["content"]), person)
+        answer = ask(prompt="x", grammar='root ::= ("да" | "нет") "!"', max_tokens=20).json()["choices"][0]
+        assert (answer["text"] in ("да!", "нет!"), answer["finish_reason"]) == (True, "stop")
+        assert ask(prompt="x", guided_choice=["a|b", "c\\d"], max_tokens=9).json()["choices"][0]["text"] in (
+            "a|b",
+            "c\\d",
+        )
+        bounded = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "integer", "minimum": 3}}}
+        refused = ask(messages=messages, response_format=bounded).json()["error"]
+        assert (refused["code"], refused["param"]) == ("invalid_json_schema", "response_format.json_schema.schema")
+        assert "#/minimum" in refused["message"]
+        assert ask(prompt="x", guided_regex="a+").json()["error"]["code"] == "invalid_grammar"
+    assert native_server.process.poll() is None
+
+
+# -- Qwen2.5 --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def closing_server(tmp_path_factory: pytest.TempPathFactory, qwen_path: Path) -> Iterator[Process]:
+    arguments = ["--model", str(qwen_path), "--ctx", "8192", "--parallel", "4", "--json-close", "true"]
+    with served(tmp_path_factory.mktemp("closing"), *arguments) as process:
+        yield process
+
+
+def test_the_interviewer_gets_valid_json_four_at_a_time(closing_server: Process) -> None:
+    """At temperature 1.0, streamed and not. Turns of 96 tokens: a small model would often be cut."""
+
+    async def scenario() -> None:
+        limit = asyncio.Semaphore(4)
+        async with openai.AsyncOpenAI(
+            base_url=f"{closing_server.url}/v1", api_key="x", max_retries=0, timeout=300
+        ) as client:
+
+            async def one(number: int) -> None:
+                fields: dict[str, Any] = {
+                    "model": "qwen2.5-coder-0.5b-instruct",
+                    "messages": [
+                        {"role": "system", "content": INTERVIEWER * 4},
+                        {"role": "user", "content": f"Кандидат: «Мы внедрили правило {number}». Задай вопрос."},
+                    ],
+                    "temperature": 1.0, "max_tokens": 96, "seed": number,
+                    "response_format": {"type": "json_schema", "json_schema": {"name": "turn", "schema": TURN}},
+                }  # fmt: skip
+                async with limit:
+                    if number % 2:
+                        stream = await client.chat.completions.create(**fields, stream=True)
+                        text = "".join([c.choices[0].delta.content or "" async for c in stream])
+                    else:
+                        answer = await client.chat.completions.create(**fields)
+                        assert answer.choices[0].finish_reason == "stop"
+                        text = answer.choices[0].message.content
+                jsonschema.validate(json.loads(text), TURN)
+
+            await asyncio.gather(*[one(number) for number in range(24)])
+
+    asyncio.run(scenario())
+
+
+class Colour(enum.Enum):
+    RED = "красный"
+    BLUE = "синий"
+
+
+class Point(BaseModel):
+    x: int
+    y: int
+
+
+class Tree(BaseModel):
+    label: Annotated[str, Field(max_length=10)]
+    children: Annotated[list[Tree], Field(max_length=1)]
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"]
+    lives: Annotated[int, Field(ge=1, le=9)]
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"]
+    tricks: Annotated[list[Annotated[str, Field(max_length=10)]], Field(max_length=2)]
+
+
+Short = Annotated[str, Field(max_length=15)]
+
+FIELDS: dict[str, Any] = {
+    "string": Short,
+    "integer": int,
+    "bounded": Annotated[int, Field(ge=0, le=10)],
+    "exclusive": Annotated[float, Field(gt=0, lt=1)],
+    "multiple": Annotated[int, Field(multiple_of=5, ge=0, le=100)],
+    "number": Annotated[float, Field(ge=-5, le=5)],
+    "boolean": bool,
+    "optional": Short | None,
+    "enum": Colour,
+    "literal": Literal["да", "нет", 3],
+    "list": Annotated[list[Annotated[int, Field(ge=0, le=99)]], Field(min_length=1, max_length=3)],
+    "nested": Point,
+    "list of nested": Annotated[list[Point], Field(max_length=2)],
+    "recursive": Tree,
+    "union": Point | Colour,
+    "tagged": Annotated[Cat | Dog, Field(discriminator="kind")],
+    "pattern": Annotated[str, Field(pattern=r"^[A-Z]{2}-\d{3}$")],
+    "cyrillic pattern": Annotated[str, Field(pattern=r"^[А-Я][а-я]{2,8}$")],
+    "date": datetime.date,
+    "datetime": datetime.datetime,
+    "time": datetime.time,
+    "uuid": uuid.UUID,
+    "duration": datetime.timedelta,
+    "tuple": tuple[Annotated[int, Field(ge=0, le=9)], bool],
+    "map": Annotated[dict[Annotated[str, Field(pattern="^[a-z]{1,5}$")], Annotated[int, Field(ge=0, le=9)]],
+                     Field(max_length=1)],
+    "set of enum": set[Colour],
+    "min length": Annotated[str, Field(min_length=3, max_length=6)],
+    "ip": ipaddress.IPv4Address,
+    "number or null": Annotated[float, Field(ge=0, le=1)] | None,
+    "list of unions": Annotated[list[Annotated[int, Field(ge=0, le=9)] | bool], Field(max_length=3)],
+}  # fmt: skip
+
+
+def test_there_are_thirty_of_them() -> None:
+    assert len(FIELDS) == 30
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_pydantic_models_are_parsed_by_the_sdk(qwen_server: Process, name: str) -> None:
+    model = pydantic.create_model("Answer", value=(FIELDS[name], ...), note=(Short, ...))
+    with openai.OpenAI(base_url=f"{qwen_server.url}/v1", api_key="x", max_retries=0, timeout=120) as client:
+        answer = client.chat.completions.parse(
+            model="qwen2.5-coder-0.5b-instruct",
+            messages=[{"role": "user", "content": f"Придумай пример: {name}. Ответь коротко, в JSON."}],
+            response_format=model,
+            temperature=1.0,
+            seed=7,
+            max_tokens=300,
+        )
+        assert isinstance(answer.choices[0].message.parsed, model)
+
+
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Returns the weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 20}, "unit": {"enum": ["celsius", "fahrenheit"]}},
+            "required": ["city", "unit"],
+            "additionalProperties": False,
+        },
+        "strict": True,
+    },
+}
+
+
+def test_a_tool_makes_the_round_trip(qwen_server: Process) -> None:
+    """Called, its result given back, answered; through the SDK's streaming helper."""
+    with openai.OpenAI(base_url=f"{qwen_server.url}/v1", api_key="x", max_retries=0, timeout=120) as client:
+        talk: list[Any] = [{"role": "user", "content": "What is the weather in Moscow, in celsius? Use the tool."}]
+        with client.chat.completions.stream(
+            model="qwen2.5-coder-0.5b-instruct", messages=talk, tools=[WEATHER], temperature=0
+        ) as stream:
+            choice = stream.get_final_completion().choices[0]
+        assert choice.finish_reason == "tool_calls"
+        call = choice.message.tool_calls[0]
+        arguments = json.loads(call.function.arguments)
+        assert call.function.name == "get_weather"
+        assert set(arguments) == {"city", "unit"}
+        assert "tool_call" not in (choice.message.content or "")
+        talk += [
+            choice.message.model_dump(exclude_none=True, exclude={"parsed"}),
+            {"role": "tool", "tool_call_id": call.id, "content": "-17 °C, snow"},
+        ]
+        for message in talk:
+            for made in message.get("tool_calls", []):
+                made["function"].pop("parsed_arguments", None)
+        final = client.chat.completions.create(
+            model="qwen2.5-coder-0.5b-instruct", messages=talk, tools=[WEATHER], tool_choice="none", temperature=0
+        )
+        assert "17" in final.choices[0].message.content
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
+def test_a_forced_call_is_made_at_any_temperature(qwen_server: Process, choice: Any) -> None:
+    with openai.OpenAI(base_url=f"{qwen_server.url}/v1", api_key="x", max_retries=0, timeout=120) as client:
+        answer = client.chat.completions.create(
+            model="qwen2.5-coder-0.5b-instruct",
+            messages=[{"role": "user", "content": "Расскажи анекдот."}],
+            tools=[WEATHER],
+            tool_choice=choice,
+            temperature=1.3,
+            n=4,
+            parallel_tool_calls=False,
+            max_tokens=200,
+        )
+        for made in answer.choices:
+            assert made.finish_reason == "tool_calls"
+            assert made.message.content is None
+            arguments = json.loads(made.message.tool_calls[0].function.arguments)
+            jsonschema.validate(arguments, WEATHER["function"]["parameters"])
