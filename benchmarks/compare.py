@@ -46,7 +46,7 @@ SCHEMA = {
             "properties": {
                 "block": {"type": "string"},
                 "delta": {"type": "integer"},
-                "score": {"type": "number", "minimum": 0, "maximum": 10},
+                "score": {"type": "number"},
             },
             "required": ["block", "delta", "score"],
             "additionalProperties": False,
@@ -107,7 +107,7 @@ async def chat(url: str, body: dict, into: Round) -> None:
 
 
 async def one_round(
-    url: str, clients: int, requests: int, number: int, args: argparse.Namespace, *, schema: bool = False
+    name: str, url: str, clients: int, requests: int, number: int, args: argparse.Namespace, *, schema: bool = False
 ) -> Round:
     result = Round()
 
@@ -118,7 +118,7 @@ async def one_round(
                 "model": args.model,
                 "messages": [
                     {"role": "system", "content": f"{args.run}.{number} {args.system}" if args.cold else args.system},
-                    {"role": "user", "content": f"{args.run}.{number}.{index}.{turn}: {question}"},
+                    {"role": "user", "content": f"{args.run}.{number}.{index}.{turn}.{name}: {question}"},
                 ],
                 # Lengths differ, so that clients do not move in lock-step: prompts arrive while answers run.
                 "max_tokens": args.max_tokens // 2 + (index * 37 + turn * 53 + number * 17) % args.max_tokens,
@@ -194,15 +194,17 @@ async def main() -> None:
         "args": vars(args) | {"json": None},
         "runs": [],
     }
-    for url in servers.values():
-        await one_round(url, 1, 1, 999, args)
+    for name, url in servers.items():
+        await one_round(name, url, 1, 1, 999, args)
     for clients in [int(part) for part in args.clients.split(",")]:
         rounds: dict[str, list[Round]] = {name: [] for name in servers}
         for number in range(args.rounds):
             order = list(servers) if number % 2 == 0 else list(reversed(servers))
             for name in order:
                 schema = name in constrained
-                rounds[name].append(await one_round(servers[name], clients, args.requests, number, args, schema=schema))
+                rounds[name].append(
+                    await one_round(name, servers[name], clients, args.requests, number, args, schema=schema)
+                )
         print(f"\n{clients} clients, {args.rounds} rounds x {args.requests} requests x {args.max_tokens} tokens")
         print(f"{'server':12} {'tok/s':>22} {'TTFT p50 ms':>22} {'gap p50 ms':>22} {'gap p99 ms':>22}")
         for name, runs in rounds.items():

@@ -7,15 +7,15 @@ ending that was found before. Engine thread, once its answer runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from enum import Enum
-from typing import Protocol
 
 import numpy as np
 
-from llm_local.engine.constraint import Allowed, Constraint, ConstraintFailed
+from llm_local.engine.constraint import Allowed, ConstraintFailed
 from llm_local.engine.types import Token
+from llm_local.structured.tokens import Copyable, Tokens
 
 WATCH_FROM = 512
 """Tokens before the end (beside four shortest answers) from which on an ending is known; searching takes 0.1 to 0.5 ms
@@ -27,14 +27,6 @@ OUTSIDE = b'}],":0123456789ntf-[{.eE+'
 ALL_BYTES = bytes(range(0x20, 0x100))
 STRIDE = 37
 """Where nothing closes, each step tries the bytes from another place on: a pattern such as `a*b` must not get stuck."""
-
-
-class Copyable(Constraint, Protocol):
-    """A constraint whose state can be tried out."""
-
-    def copy(self) -> Copyable:
-        """Return one in the same state."""
-        ...
 
 
 class _Place(Enum):
@@ -60,24 +52,13 @@ class Closing:
 
     Args:
         inner: what the answer must be.
-        byte_tokens: the token of each byte, where the vocabulary has one.
-        piece: returns the bytes that a token stands for.
-        n_vocab: number of tokens (logits).
+        tokens: of the vocabulary.
         budget: tokens that the answer may have.
     """
 
-    def __init__(
-        self,
-        inner: Copyable,
-        byte_tokens: SequenceOf[Token | None],
-        piece: Callable[[Token], bytes],
-        n_vocab: int,
-        budget: int,
-    ) -> None:
+    def __init__(self, inner: Copyable, tokens: Tokens, budget: int) -> None:
         self._inner = inner
-        self._byte_tokens = byte_tokens
-        self._piece = piece
-        self._n_vocab = n_vocab
+        self._tokens = tokens
         self._left = budget
         self._place = _Place.OUTSIDE
         self._closing = False
@@ -105,7 +86,7 @@ class Closing:
             return bool(self._ending) and token == self._ending_tokens[0]
         if not self._inner.allows(token):
             return False
-        piece = self._piece(token)
+        piece = self._tokens.piece(token)
         if self._left > self._watch or not piece:
             return True
         ending = self._ending_after(token, piece)
@@ -133,7 +114,7 @@ class Closing:
         """Return which tokens may come next; `allows` is asked about room."""
         if not self._closing:
             return self._inner.allowed()
-        allowed = np.zeros(self._n_vocab, np.bool_)
+        allowed = np.zeros(self._tokens.n_vocab, np.bool_)
         allowed[self._ending_tokens[:1]] = True
         return allowed
 
@@ -141,7 +122,7 @@ class Closing:
         """Move on by a token."""
         self._inner.accept(token)
         self._left -= 1
-        self._place = _advance(self._place, self._piece(token))
+        self._place = _advance(self._place, self._tokens.piece(token))
         if self._closing:
             del self._ending_tokens[0]
         elif self._left <= self._watch:
@@ -170,7 +151,7 @@ class Closing:
                     return None
                 for token in step:
                     trial.accept(token)
-                    place = _advance(place, self._piece(token))
+                    place = _advance(place, self._tokens.piece(token))
                 out += step
         except ConstraintFailed:
             return None
@@ -180,7 +161,7 @@ class Closing:
 
     def _step(self, trial: Copyable, place: _Place, at: int) -> list[Token]:
         for byte in _preferred(place, at):
-            token = self._byte_tokens[byte]
+            token = self._tokens.byte_tokens[byte]
             if token is not None and trial.allows(token):
                 return [token]
         return []

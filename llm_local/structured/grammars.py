@@ -12,17 +12,20 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, cast
 
 from llm_local.engine.constraint import Constraint
 from llm_local.errors import InvalidGrammar, InvalidSchema, RequestError
 from llm_local.structured.calls import CallGrammars, CompiledAfterOpening
-from llm_local.structured.closing import Closing, Copyable
+from llm_local.structured.closing import Closing
+from llm_local.structured.distinct import CompiledDistinct, has_unique_items
 from llm_local.structured.gbnf import check_gbnf
 from llm_local.structured.guidance import Guidance
 from llm_local.structured.native import Compiled, NativeEngine
 from llm_local.structured.schema import Schema, canonical
 from llm_local.structured.spec import CallsSpec, ChoiceSpec, GbnfSpec, JsonSpec, RegexSpec, Spec
+from llm_local.structured.tokens import Copyable, Tokens
 
 CACHE_SIZE = 256
 MAX_SCHEMA_BYTES = 2**20
@@ -93,11 +96,14 @@ class Grammars:
         compiled = self._compiled(spec)
         started = [compiled.start() for _ in range(n)]
         whole = isinstance(spec, JsonSpec) or (isinstance(spec, CallsSpec) and spec.opened is None)
-        return [self._closing(one, max_tokens) for one in started] if self._close_json and whole else started
+        if not (self._close_json and whole):
+            return started
+        return [Closing(cast(Copyable, one), self._tokens, max_tokens) for one in started]
 
-    def _closing(self, inner: Constraint, max_tokens: int) -> Constraint:
+    @cached_property
+    def _tokens(self) -> Tokens:
         guidance = self._guidance.result()
-        return Closing(cast(Copyable, inner), guidance.byte_tokens, self._piece, guidance.n_vocab, max_tokens)
+        return Tokens(guidance.n_vocab, self._piece, guidance.byte_tokens)
 
     def close(self) -> None:
         """Take nothing more, and wait for what is in the making: it reads the model's vocabulary."""
@@ -143,6 +149,13 @@ class Grammars:
                 return self._guidance.result().choice(choices)
 
     def _json(self, schema: Schema) -> Compiled:
+        compiled = self._without_distinct(schema)
+        if not has_unique_items([schema.root, *schema.defs.values()]):
+            return compiled
+        assert self._tokens.pieces
+        return CompiledDistinct(compiled, schema, self._tokens)
+
+    def _without_distinct(self, schema: Schema) -> Compiled:
         if self._engine == "llama" and self._native is not None:
             return self._native.json(schema)
         try:
@@ -165,7 +178,7 @@ class Grammars:
             return grammars.required()
         if spec.content is not None:
             # Without free text there is nothing to wait for: an answer is a call or JSON.
-            return grammars.required(canonical(spec.content.schema))
+            return grammars.required(_of_tool(spec.content.schema, spec.content.param))
         return CompiledAfterOpening(spec.opened, grammars.opened(), self._piece, guidance.n_vocab)
 
     def _gbnf(self, grammar: str) -> Compiled:
@@ -191,7 +204,12 @@ def _check_choices(choices: tuple[str, ...]) -> None:
 
 def _of_tool(schema: Any, where: str) -> Schema:
     try:
-        return canonical(schema)
+        found = canonical(schema)
+        if has_unique_items([found.root, *found.defs.values()]):
+            raise InvalidSchema(
+                "'uniqueItems' is not enforced beside tools, but for enums of few values; leave it out."
+            )
+        return found
     except InvalidSchema as error:
         error.param = where
         raise

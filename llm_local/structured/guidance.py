@@ -144,7 +144,7 @@ class Guidance:
 
     @cached_property
     def byte_tokens(self) -> list[Token | None]:
-        """The token of each byte, where the vocabulary has one."""
+        """The token of each byte, where the vocabulary has one (None elsewhere)."""
         found = [self._tokenizer.tokenize_bytes(bytes([byte])) for byte in range(256)]
         return [tokens[0] if len(tokens) == 1 else None for tokens in found]
 
@@ -273,6 +273,9 @@ def _emit(node: Node, merges: bool) -> Node:
         return node
     out: dict[str, Any] = {}
     for key, value in node.items():
+        if key == "uniqueItems":
+            # `distinct.py` sees to it.
+            continue
         if key in ("properties", "patternProperties"):
             out[key] = {name: _emit(item, merges) for name, item in value.items()}
         else:

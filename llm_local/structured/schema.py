@@ -40,6 +40,7 @@ MAX_NODES = 20_000
 MAX_DEPTH = 48
 MAX_ENUM_CHARACTERS = 2**20
 MAX_PERMUTATIONS = 2000
+MAX_LISTED = 100
 MAX_COUNT = 2**31
 MAX_MULTIPLE = 100_000
 MAX_BRANCHES = 64
@@ -183,10 +184,10 @@ class _Node:
             if handler is None or (value is None and key != "const"):
                 continue
             handler(self, key, value)
-            if self.plain and place is None:
+            if key == "properties":
                 place = len(self.parts)
         if self.plain:
-            self.parts.insert(place or 0, self.plain)
+            self.parts.insert(0 if place is None else place, self.plain)
         return all_of(self.parts)
 
     # -- helpers ----------------------------------------------------------------------------------------------------
@@ -359,18 +360,21 @@ class _Node:
         self.plain[key] = self._subs(key, value)
 
     def unique_items(self, key: str, value: Any) -> None:
-        """Distinct items are listed where they are few."""
-        most = self.source.get("maxItems")
+        """Distinct items are listed where they are few, and watched elsewhere (`distinct.py`)."""
+        most, least = self.source.get("maxItems"), self.source.get("minItems", 0)
         if value is not True or (isinstance(most, int) and most <= 1) or not self._may_be_array():
             return
         items = self.source.get("items")
         values = self._finite(self.sub(items, "items")) if isinstance(items, dict) else None
-        least = self.source.get("minItems", 0)
         if values is None or not isinstance(least, int) or self.source.get("prefixItems"):
-            raise self.bad(key, "distinct items can be enforced only for an enum of few values; leave it out.")
+            self.plain[key] = True
+            return
         top = min(len(values), most if isinstance(most, int) else len(values))
-        if sum(math.perm(len(values), n) for n in range(least, top + 1)) > MAX_PERMUTATIONS:
-            raise self.bad(key, f"there are over {MAX_PERMUTATIONS} arrays of distinct items; leave it out.")
+        if least > len(values):
+            raise self.bad(key, f"no value satisfies this schema: there are no {least} distinct items.")
+        if sum(math.perm(len(values), n) for n in range(least, top + 1)) > MAX_LISTED:
+            self.plain[key] = True
+            return
         arrays = [list(way) for n in range(least, top + 1) for way in itertools.permutations(values, n)]
         others = [name for name in TYPES if name != "array"]
         self.parts.append(any_of([{"type": others}, *([{"enum": arrays}] if arrays else [])]))

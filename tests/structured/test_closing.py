@@ -12,6 +12,7 @@ import pytest
 from llm_local.engine.constraint import Constraint
 from llm_local.structured.closing import Closing
 from llm_local.structured.schema import canonical
+from llm_local.structured.tokens import Tokens
 from tests.structured.test_json_schema import CASES, NODE, compact
 from tests.structured.vocabulary import END, N_VOCAB, guidance, piece
 
@@ -33,7 +34,7 @@ REPLY = {
 
 def closing(schema: Any, budget: int) -> Closing:
     inner = GUIDANCE.json(canonical(schema)).start()
-    return Closing(inner, GUIDANCE.byte_tokens, piece, N_VOCAB, budget)
+    return Closing(inner, Tokens(N_VOCAB, piece, GUIDANCE.byte_tokens), budget)
 
 
 def rambling(constraint: Constraint, choose: random.Random, budget: int) -> tuple[str, bool]:

@@ -13,10 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm_local.errors import InvalidSchema
+from llm_local.structured.distinct import CompiledDistinct
 from llm_local.structured.schema import canonical
-from tests.structured.vocabulary import accepts, guidance, walks
+from llm_local.structured.tokens import Tokens
+from tests.structured.vocabulary import N_VOCAB, accepts, guidance, piece, walks
 
 GUIDANCE = guidance()
+TOKENS = Tokens(N_VOCAB, piece, GUIDANCE.byte_tokens)
 NODE = {"type": "object", "properties": {"v": {"type": "integer"}, "next": {"$ref": "#/$defs/node"}}, "required": ["v"],
         "additionalProperties": False}  # fmt: skip
 
@@ -103,7 +106,7 @@ def test_a_schema_admits_what_is_valid_and_nothing_else(schema: Any, valid: list
 REFUSED: list[tuple[Any, str, str]] = [
     # schema, where, what is said
     ({"type": "array", "contains": {"type": "integer"}}, "#/contains", "cannot be enforced"),
-    ({"type": "array", "items": {"type": "string"}, "uniqueItems": True}, "#/uniqueItems", "leave it out"),
+    ({"type": "array", "items": {"enum": ["a"]}, "uniqueItems": True, "minItems": 2}, "#/uniqueItems", "no 2 distinct"),
     ({"properties": {"a": {"$ref": "https://example.com/x.json"}}}, "#/properties/a/$ref", "nothing is fetched"),
     ({"properties": {"a": {"$ref": "#/$defs/missing"}}}, "#/properties/a/$ref", "points to nothing"),
     ({"$ref": "other", "$id": "https://example.com/x"}, "#/$ref", "$schema"),
@@ -248,7 +251,8 @@ DOCUMENTS = st.tuples(SCHEMAS, SCHEMAS).map(
 def test_whatever_comes_back_is_valid(document: Any, seed: int) -> None:
     """Each random answer to a random schema is valid; a schema that is refused is refused with a reason."""
     try:
-        compiled = GUIDANCE.json(canonical(document))
+        schema = canonical(document)
+        compiled = CompiledDistinct(GUIDANCE.json(schema), schema, TOKENS)
     except InvalidSchema as refused:
         if len(refused.message) < 20:
             pytest.fail(refused.message)

@@ -1,0 +1,116 @@
+"""`uniqueItems` over items that cannot be listed: nothing comes twice, and no answer is led into a dead end."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import jsonschema
+import pytest
+
+from llm_local.errors import InvalidSchema
+from llm_local.structured.closing import Closing
+from llm_local.structured.distinct import CompiledDistinct, Distinct, has_unique_items
+from llm_local.structured.schema import canonical
+from llm_local.structured.tokens import Tokens
+from tests.structured.test_closing import rambling
+from tests.structured.test_json_schema import compact
+from tests.structured.vocabulary import N_VOCAB, accepts, guidance, piece, walk
+
+GUIDANCE = guidance()
+TOKENS = Tokens(N_VOCAB, piece, GUIDANCE.byte_tokens)
+
+
+def distinct(items: Any, **more: Any) -> dict[str, Any]:
+    return {"type": "array", "items": items, "uniqueItems": True, **more}
+
+
+def start(schema: Any) -> Distinct:
+    found = canonical(schema)
+    assert has_unique_items([found.root, *found.defs.values()])
+    return CompiledDistinct(GUIDANCE.json(found), found, TOKENS).start()
+
+
+PAIR = {
+    "type": "object",
+    "properties": {"a": {"type": "integer", "minimum": 1, "maximum": 3}, "b": {"enum": ["x", "y"]}},
+    "required": ["a", "b"],
+    "additionalProperties": False,
+}
+SCHEMAS: list[tuple[Any, list[Any], list[Any]]] = [
+    # schema, what it admits, what it does not
+    (distinct({"type": "string"}), [[], ["a", "b"], ["a", "ab", "aб"]], [["a", "a"], ["a", "b", "a"]]),
+    (distinct({"type": "integer"}), [[1, 2, 11]], [[1, 1], [10, 1, 10]]),
+    (distinct({"type": "number"}), [[1, 1.5]], [[1, 1.0], [0.5, 0.5]]),
+    (distinct({"type": "string", "maxLength": 1}, minItems=4), [["a", "b", "c", ""]], [["a", "b", "c", "a"]]),
+    (distinct({"type": "integer", "minimum": 0, "maximum": 12}, minItems=9), [list(range(9))], [[1, *range(8)]]),
+    (distinct({"enum": [f"город {n}" for n in range(30)]}, minItems=20), [[f"город {n}" for n in range(20)]],
+     [["город 1"] * 20]),
+    (distinct(PAIR, minItems=4), [[{"a": a, "b": b} for a in (1, 2) for b in "xy"]], [[{"a": 1, "b": "x"}] * 4]),
+    (distinct(distinct({"type": "integer", "minimum": 0, "maximum": 3}, minItems=2, maxItems=2), minItems=3),
+     [[[0, 1], [1, 0], [2, 3]]], [[[0, 1], [0, 1], [2, 3]], [[0, 0], [1, 0], [2, 3]]]),
+    (distinct({"type": "string", "format": "date"}), [["2024-01-01", "2024-01-02"]], [["2024-01-01"] * 2]),
+    ({"type": "object", "properties": {"tags": distinct({"type": "string", "maxLength": 2}), "free": {"type": "array"}},
+      "required": ["tags", "free"]}, [{"tags": ["a"], "free": [1, 1]}], [{"tags": ["a", "a"], "free": []}]),
+    ({"type": "array", "items": {"$ref": "#/$defs/s"}, "$defs": {"s": distinct({"type": "integer"})}},
+     [[[1], [1]]], [[[1, 1]]]),
+    ({"anyOf": [{"type": "null"}, distinct({"type": ["boolean", "null"]}, minItems=1, maxItems=9), {"type": "string"}]},
+     [[True, False], "a"], [[True, True]]),
+    ({"type": "array", "prefixItems": [{"type": "integer"}, {"type": "string"}], "uniqueItems": True, "items": {"type":
+      "integer"}}, [[1, "1", 2]], [[1, "1", 1]]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "valid", "invalid"), SCHEMAS, ids=[compact(case[0])[:60] for case in SCHEMAS])
+def test_items_differ(schema: Any, valid: list[Any], invalid: list[Any]) -> None:
+    for value in valid:
+        assert accepts(start(schema), compact(value)), value
+    for value in invalid:
+        assert not accepts(start(schema), compact(value)), value
+
+
+@pytest.mark.parametrize("schema", [case[0] for case in SCHEMAS], ids=[compact(case[0])[:60] for case in SCHEMAS])
+def test_no_random_answer_repeats_an_item_or_finds_no_way_on(schema: Any) -> None:
+    ended = 0
+    for seed in range(15):
+        text = walk(start(schema), random.Random(seed), 200)
+        if text is not None:
+            ended += 1
+            jsonschema.validate(json.loads(text), schema)
+    assert ended > 3
+
+
+def test_a_model_that_repeats_itself_is_led_on() -> None:
+    """It wants to say the same item again and again, and is refused the same way for every token that begins so."""
+    constraint = start(distinct({"type": "string", "maxLength": 3}, minItems=5, maxItems=5))
+    out = b""
+    while not constraint.must_end:
+        for token in constraint.forced():
+            constraint.accept(token)
+            out += piece(token)
+        if constraint.must_end:
+            break
+        wanted = b'["a","a","a","a","a"]'[len(out) : len(out) + 1] or b'"'
+        token = TOKENS.byte_tokens[wanted[0]]
+        if not constraint.allows(token):
+            mask = constraint.allowed()
+            tries = [int(t) for t in mask.nonzero()[0] if piece(int(t)).startswith((b"a", b'"', b",", b"]"))]
+            token = next(t for t in [*tries, *map(int, mask.nonzero()[0])] if constraint.allows(t))
+        constraint.accept(token)
+        out += piece(token)
+    items = json.loads(out)
+    assert len(set(items)) == len(items) == 5
+
+
+def test_too_few_values_are_refused_at_once() -> None:
+    with pytest.raises(InvalidSchema, match="no 3 distinct items"):
+        canonical(distinct({"enum": ["a", "b"]}, minItems=3))
+
+
+def test_it_works_inside_closing() -> None:
+    schema = distinct({"type": "string"}, minItems=3)
+    for seed in range(5):
+        text, ended = rambling(Closing(start(schema), TOKENS, 40), random.Random(seed), 40)
+        assert ended
+        jsonschema.validate(json.loads(text), schema)
