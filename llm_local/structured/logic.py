@@ -186,23 +186,51 @@ def _smallest(parts: Iterable[dict[str, Any]], *keywords: str) -> float:
 # -- negation -------------------------------------------------------------------------------------------------------
 
 
-def negate(node: Node, defs: Defs, depth: int = 0) -> Node | None:
-    """Return the schema of all other values, or None when it cannot be written with canonical keywords."""
+def closed_names(node: Node, defs: Defs) -> frozenset[str] | None:
+    """Return the only names that properties may have, or None where there may be others."""
+    ways = alternatives(node, defs)
+    if ways is None:
+        return None
+    names: frozenset[str] = frozenset()
+    for way in ways:
+        closed = [part for part in way if part.get("additionalProperties") is False and not _patterns(part)]
+        if closed:
+            names |= frozenset(closed[0].get("properties", {}))
+        elif "object" in _types(way):
+            return None
+    return names
+
+
+def _patterns(node: dict[str, Any]) -> bool:
+    return bool(node.get("patternProperties"))
+
+
+def negate(node: Node, defs: Defs, depth: int = 0, names: frozenset[str] | None = None) -> Node | None:
+    """Return the schema of all other values, or None when it cannot be written with canonical keywords.
+
+    Args:
+        names: the only names of properties that need be thought of (`closed_names`), where that is known.
+    """
     if isinstance(node, bool):
         return not node
     if depth > MAX_DEPTH:
         return None
     if "$ref" in node:
-        return negate(defs[node["$ref"].removeprefix(REF)], defs, depth + 1) if _known(node, defs) else None
+        target = defs[node["$ref"].removeprefix(REF)] if _known(node, defs) else None
+        return None if target is None else negate(target, defs, depth + 1, names)
     if "anyOf" in node or "allOf" in node:
         is_any = "anyOf" in node
-        parts = [negate(part, defs, depth + 1) for part in node["anyOf" if is_any else "allOf"]]
+        parts = [negate(part, defs, depth + 1, names) for part in node["anyOf" if is_any else "allOf"]]
         if any(part is None for part in parts):
             return None
         return all_of(parts) if is_any else any_of(parts)
     opposites = []
     for key, value in node.items():
-        opposite = _negate_keyword(key, value, node, defs, depth)
+        if key == "additionalProperties" and value is False and names is not None and not _patterns(node):
+            others = sorted(names - set(node.get("properties", {})))
+            opposite: Node | None = any_of([{"type": "object", "required": [name]} for name in others])
+        else:
+            opposite = _negate_keyword(key, value, node, defs, depth)
         if opposite is None:
             return None
         opposites.append(opposite)

@@ -25,6 +25,7 @@ from llm_local.structured.logic import (
     all_of,
     any_of,
     can_end,
+    closed_names,
     endless,
     exclusive,
     has_all_of,
@@ -271,11 +272,12 @@ class _Node:
         ways = []
         for at, branch in enumerate(branches):
             opposites = []
+            names = closed_names(branch, defs)
             self._rewriter.check_time(self.where)
             for other_at, other in enumerate(branches):
                 if other_at == at or exclusive(branch, other, defs) or exclusive(all_of([beside, branch]), other, defs):
                     continue
-                opposite = negate(other, defs)
+                opposite = negate(other, defs, names=names)
                 if opposite is None:
                     raise self.bad(
                         key,
