@@ -6,9 +6,9 @@ Grammars are made on workers; an `AfterOpening` belongs to the engine thread onc
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from llm_local.engine.types import Token
 from llm_local.structured.guidance import FLEXIBLE, CompiledGuidance, Guidance, document
 from llm_local.structured.schema import Schema
 from llm_local.structured.spec import CallFormat
+from llm_local.structured.tokens import Compiled, Feedable
 
 MAX_CALLS = 16
 MARKED = ""
@@ -129,7 +130,7 @@ class CompiledAfterOpening:
     """Starts constraints that are free until a call is opened."""
 
     def __init__(
-        self, opened: Opened, grammars: dict[str, CompiledGuidance], piece: Callable[[Token], bytes], n_vocab: int
+        self, opened: Opened, grammars: Mapping[str, Compiled], piece: Callable[[Token], bytes], n_vocab: int
     ) -> None:
         self._arguments = (opened, grammars, piece, n_vocab)
 
@@ -142,7 +143,7 @@ class AfterOpening:
     """`engine.Constraint` that allows everything up to the opening of a call; see there for the methods."""
 
     def __init__(
-        self, opened: Opened, grammars: dict[str, CompiledGuidance], piece: Callable[[Token], bytes], n_vocab: int
+        self, opened: Opened, grammars: Mapping[str, Compiled], piece: Callable[[Token], bytes], n_vocab: int
     ) -> None:
         self._opened = opened
         self._grammars = grammars
@@ -198,7 +199,7 @@ class AfterOpening:
         if found is None:
             return None
         key, end = found
-        inner = self._grammars[key].start()
+        inner = cast(Feedable, self._grammars[key].start())
         if not inner.feed(text[end:].encode("latin-1")):
             raise _Refused
         return inner

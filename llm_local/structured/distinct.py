@@ -11,15 +11,18 @@ import copy
 import json
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
-from llm_local.engine.constraint import Allowed, Constraint, ConstraintFailed
+from llm_local.engine.constraint import Allowed, ConstraintFailed
 from llm_local.engine.types import Token
-from llm_local.structured.logic import REF, Node, value_key
+from llm_local.structured.logic import REF, Defs, Node, value_key
 from llm_local.structured.schema import Schema
-from llm_local.structured.tokens import Copyable, Tokens
+from llm_local.structured.tokens import Compiled, Copyable, Feedable, Tokens
 
-Plain = dict[str, Any]
+Plain = tuple[dict[str, Any], Defs]
+"""A schema without `$ref`, `anyOf` and `allOf`, and the definitions that its parts refer to."""
+
+ARGUMENTS = ("arguments", "parameters")
 
 MAX_STEPS = 2000
 """Bytes that are tried to find an ending that is not taken; beyond them it is believed to be there."""
@@ -30,44 +33,56 @@ SPACE = b" \t\r\n"
 
 
 class Places:
-    """Which schemas hold at each place of a document, as far as they may: all branches of an `anyOf` are followed."""
+    """Which schemas hold at each place of a document, as far as they may: all branches of an `anyOf` are followed.
 
-    def __init__(self, schema: Schema) -> None:
-        self._defs = schema.defs
-        self.root = self._plain([schema.root])
+    Args:
+        schemas: of the whole document, which is valid against at least one of them.
+    """
 
-    def _plain(self, nodes: SequenceOf[Node]) -> tuple[Plain, ...]:
-        """Return the plain schemas that nodes consist of."""
-        out: dict[int, Plain] = {}
-        stack = list(nodes)
-        while stack:
-            node = stack.pop()
-            if isinstance(node, bool) or id(node) in out:
-                continue
-            if "$ref" in node:
-                stack.append(self._defs[node["$ref"].removeprefix(REF)])
-            elif "anyOf" in node or "allOf" in node:
-                stack += node.get("anyOf", []) + node.get("allOf", [])
-            else:
-                out[id(node)] = node
-        return tuple(out.values())
+    def __init__(self, schemas: SequenceOf[Schema]) -> None:
+        self.root = _plain([(schema.root, schema.defs) for schema in schemas])
+
+    @classmethod
+    def of_calls(cls, tools: SequenceOf[Schema], others: SequenceOf[Schema]) -> Places:
+        """Return the places in calls (`{"name": ..., "arguments": {...}}`, markup around them) or other documents."""
+        places = cls([*tools, *others])
+        arguments = [(schema.root, schema.defs) for schema in tools]
+        calls = [({"properties": dict.fromkeys(ARGUMENTS, node)}, defs) for node, defs in arguments]
+        places.root = (*places.root, *calls)
+        return places
 
     def of_property(self, nodes: tuple[Plain, ...], name: str) -> tuple[Plain, ...]:
         """Return the schemas of a property's value."""
-        found: list[Node] = []
-        for node in nodes:
+        found: list[tuple[Node, Defs]] = []
+        for node, defs in nodes:
             declared = node.get("properties", {})
-            found += [declared[name]] if name in declared else [node.get("additionalProperties", True)]
-            found += node.get("patternProperties", {}).values()
-        return self._plain(found)
+            found.append((declared[name] if name in declared else node.get("additionalProperties", True), defs))
+            found += [(value, defs) for value in node.get("patternProperties", {}).values()]
+        return _plain(found)
 
     def of_item(self, nodes: tuple[Plain, ...], index: int) -> tuple[Plain, ...]:
         """Return the schemas of an array's item."""
-        found: list[Node] = []
-        for node in nodes:
+        found: list[tuple[Node, Defs]] = []
+        for node, defs in nodes:
             first = node.get("prefixItems", [])
-            found.append(first[index] if index < len(first) else node.get("items", True))
-        return self._plain(found)
+            found.append((first[index] if index < len(first) else node.get("items", True), defs))
+        return _plain(found)
+
+
+def _plain(nodes: list[tuple[Node, Defs]]) -> tuple[Plain, ...]:
+    """Return the plain schemas that nodes consist of."""
+    out: dict[int, Plain] = {}
+    while nodes:
+        node, defs = nodes.pop()
+        if isinstance(node, bool) or id(node) in out:
+            continue
+        if "$ref" in node:
+            nodes.append((defs[node["$ref"].removeprefix(REF)], defs))
+        elif "anyOf" in node or "allOf" in node:
+            nodes += [(part, defs) for part in (*node.get("anyOf", []), *node.get("allOf", []))]
+        else:
+            out[id(node)] = (node, defs)
+    return tuple(out.values())
 
 
 def has_unique_items(node: Node) -> bool:
@@ -155,7 +170,7 @@ class _Cursor:
         if char in b"{[":
             nodes = self._value_nodes()
             self._record(char)
-            distinct = char == b"[" and any(node.get("uniqueItems") is True for node in nodes)
+            distinct = char == b"[" and any(node.get("uniqueItems") is True for node, _ in nodes)
             self._frames.append(_Frame(nodes, char == b"[", distinct))
             return True
         if top is not None and char in b",]}":
@@ -205,18 +220,12 @@ class _Cursor:
                 frame.item += char
 
 
-class _Starts(Protocol):
-    def start(self) -> Constraint:
-        """Return a constraint for one answer."""
-        ...
-
-
 class CompiledDistinct:
-    """A compiled schema with arrays of distinct items, from which any number of constraints start."""
+    """A compiled grammar of JSON with arrays of distinct items, from which any number of constraints start."""
 
-    def __init__(self, compiled: _Starts, schema: Schema, tokens: Tokens) -> None:
+    def __init__(self, compiled: Compiled, places: Places, tokens: Tokens) -> None:
         self._compiled = compiled
-        self._places = Places(schema)
+        self._places = places
         self._tokens = tokens
 
     def start(self) -> Distinct:
@@ -324,6 +333,10 @@ class Distinct:
     def forced(self) -> SequenceOf[Token]:
         """Return tokens that are the only way to go on."""
         return self._inner.forced()
+
+    def feed(self, text: bytes) -> bool:
+        """Move on by text, however it is cut into tokens; False when it cannot follow."""
+        return cast(Feedable, self._inner).feed(text) and all(map(self._cursor.push, text))
 
     def copy(self) -> Distinct:
         """Return a constraint in the same state."""

@@ -19,13 +19,13 @@ from llm_local.engine.constraint import Constraint
 from llm_local.errors import InvalidGrammar, InvalidSchema, RequestError
 from llm_local.structured.calls import CallGrammars, CompiledAfterOpening
 from llm_local.structured.closing import Closing
-from llm_local.structured.distinct import CompiledDistinct, has_unique_items
+from llm_local.structured.distinct import CompiledDistinct, Places, has_unique_items
 from llm_local.structured.gbnf import check_gbnf
 from llm_local.structured.guidance import Guidance
-from llm_local.structured.native import Compiled, NativeEngine
+from llm_local.structured.native import NativeEngine
 from llm_local.structured.schema import Schema, canonical
 from llm_local.structured.spec import CallsSpec, ChoiceSpec, GbnfSpec, JsonSpec, RegexSpec, Spec
-from llm_local.structured.tokens import Copyable, Tokens
+from llm_local.structured.tokens import Compiled, Copyable, Tokens
 
 CACHE_SIZE = 256
 MAX_SCHEMA_BYTES = 2**20
@@ -150,10 +150,7 @@ class Grammars:
 
     def _json(self, schema: Schema) -> Compiled:
         compiled = self._without_distinct(schema)
-        if not has_unique_items([schema.root, *schema.defs.values()]):
-            return compiled
-        assert self._tokens.pieces
-        return CompiledDistinct(compiled, schema, self._tokens)
+        return self._distinct(compiled, Places([schema]) if _is_distinct(schema) else None)
 
     def _without_distinct(self, schema: Schema) -> Compiled:
         if self._engine == "llama" and self._native is not None:
@@ -172,14 +169,22 @@ class Grammars:
         if self._engine == "llama":
             raise InvalidGrammar("Tools need llguidance; LLM_GRAMMAR_ENGINE=llama switches it off.")
         guidance = self._guidance.result()
-        tools = {name: _of_tool(schema, where) for name, schema, where in spec.tools}
+        tools = {name: _at(schema, where) for name, schema, where in spec.tools}
+        content = None if spec.content is None else _at(spec.content.schema, spec.content.param)
         grammars = CallGrammars(guidance, tools, spec.form, parallel=spec.parallel)
-        if spec.opened is None:
-            return grammars.required()
-        if spec.content is not None:
-            # Without free text there is nothing to wait for: an answer is a call or JSON.
-            return grammars.required(_of_tool(spec.content.schema, spec.content.param))
-        return CompiledAfterOpening(spec.opened, grammars.opened(), self._piece, guidance.n_vocab)
+        schemas = [*tools.values(), *([content] if content is not None else [])]
+        places = Places.of_calls(list(tools.values()), schemas) if any(map(_is_distinct, schemas)) else None
+        if spec.opened is None or content is not None:
+            # With JSON beside calls there is no free text to wait in: an answer is a call or JSON.
+            return self._distinct(grammars.required(None if spec.opened is None else content), places)
+        opened = {key: self._distinct(compiled, places) for key, compiled in grammars.opened().items()}
+        return CompiledAfterOpening(spec.opened, opened, self._piece, guidance.n_vocab)
+
+    def _distinct(self, compiled: Compiled, places: Places | None) -> Compiled:
+        if places is None:
+            return compiled
+        assert self._tokens.pieces, "made here, on a worker"
+        return CompiledDistinct(compiled, places, self._tokens)
 
     def _gbnf(self, grammar: str) -> Compiled:
         if self._native is not None and self._engine != "llguidance":
@@ -202,17 +207,16 @@ def _check_choices(choices: tuple[str, ...]) -> None:
         raise InvalidGrammar(f"At most {MAX_CHOICES} choices with {MAX_CHOICE_CHARACTERS} characters can be given.")
 
 
-def _of_tool(schema: Any, where: str) -> Schema:
+def _at(schema: Any, where: str) -> Schema:
     try:
-        found = canonical(schema)
-        if has_unique_items([found.root, *found.defs.values()]):
-            raise InvalidSchema(
-                "'uniqueItems' is not enforced beside tools, but for enums of few values; leave it out."
-            )
-        return found
+        return canonical(schema)
     except InvalidSchema as error:
         error.param = where
         raise
+
+
+def _is_distinct(schema: Schema) -> bool:
+    return has_unique_items([schema.root, *schema.defs.values()])
 
 
 def _gbnf_literal(text: str) -> str:

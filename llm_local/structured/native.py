@@ -13,11 +13,11 @@ import json
 import re
 from typing import Any, Protocol
 
-from llm_local.engine.constraint import Constraint
 from llm_local.errors import InvalidGrammar, InvalidSchema
 from llm_local.structured.gbnf import check_gbnf
 from llm_local.structured.logic import REF, TYPES, Node, type_of
 from llm_local.structured.schema import Schema
+from llm_local.structured.tokens import Compiled
 
 MAX_REPEAT = 500
 CHAR = r'char ::= [^"\\\x00-\x1f\x7f] | "\\" ["\\/bfnrt]'
@@ -25,14 +25,6 @@ UNKNOWN = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multip
 # Literals that the converter's escaping leaves intact, in JSON's ASCII form.
 SAFE_JSON = re.compile(r'[^\\"\x00-\x1f\x7f]|\\u(?!d[89a-f])[0-9a-f]{3}[0-9a-f]', re.IGNORECASE)
 SAFE_PATTERN = re.compile(r"(?:[A-Za-z0-9 _:;,@/-]|\[[A-Za-z0-9 _-]+\]|[()*+?]|\{\d{1,3}(?:,\d{1,3})?\})*")
-
-
-class Compiled(Protocol):
-    """A compiled grammar."""
-
-    def start(self) -> Constraint:
-        """Return a constraint for one answer."""
-        ...
 
 
 class NativeGrammars(Protocol):

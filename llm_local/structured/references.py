@@ -68,7 +68,8 @@ class References:
         """
         if not isinstance(reference, str):
             raise InvalidSchema(f"{where}/$ref: a reference is a string, not {type(reference).__name__}.")
-        if "$id" in holder and isinstance(self._root, dict) and "$schema" not in self._root:
+        has_id = "$id" in holder or "://" in str(holder.get("id", ""))
+        if has_id and isinstance(self._root, dict) and "$schema" not in self._root:
             raise InvalidSchema(
                 f"{where}/$ref: beside '$id' it means different things in different drafts; name yours in '$schema'."
             )

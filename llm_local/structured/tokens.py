@@ -24,6 +24,22 @@ class Copyable(Constraint, Protocol):
         ...
 
 
+class Feedable(Constraint, Protocol):
+    """A constraint that can be moved on by text."""
+
+    def feed(self, text: bytes) -> bool:
+        """Move on by text, however it is cut into tokens; False when it cannot follow."""
+        ...
+
+
+class Compiled(Protocol):
+    """A compiled grammar."""
+
+    def start(self) -> Constraint:
+        """Return a constraint for one answer."""
+        ...
+
+
 class Tokens:
     """A vocabulary as bytes.
 

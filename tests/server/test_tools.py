@@ -215,6 +215,33 @@ def test_tools_work_with_n_and_logprobs() -> None:
             assert "".join(entry.token for entry in choice.logprobs.content) == CALL
 
 
+ITEMS = {"type": "string", "maxLength": 3}
+TAGS = {
+    "type": "object",
+    "properties": {"tags": {"type": "array", "items": ITEMS, "uniqueItems": True, "minItems": 2, "maxItems": 2}},
+    "required": ["tags"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        '<tool_call>\n{"name": "tag", "arguments": {"tags": ["a", "a"]}}\n</tool_call>',
+        '```json\n{"name": "tag", "arguments": {"tags": ["a", "a"]}}\n```',
+        '{"name": "tag", "arguments": {"tags": ["a", "a"]}}',
+    ],
+)
+def test_items_of_arguments_differ(says: str) -> None:
+    tools: list[Any] = [*TOOLS, {"type": "function", "function": {"name": "tag", "parameters": TAGS}}]
+    with reciting(says) as (_, client):
+        for choice in ("auto", {"type": "function", "function": {"name": "tag"}}):
+            made = ask(client, tools=tools, tool_choice=choice, max_tokens=200, temperature=0.5)
+            (name, arguments), *_ = calls_of(made.message)
+            assert name == "tag"
+            assert len(set(arguments["tags"])) == 2
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "says"),
     [

@@ -11,7 +11,7 @@ import pytest
 
 from llm_local.errors import InvalidSchema
 from llm_local.structured.closing import Closing
-from llm_local.structured.distinct import CompiledDistinct, Distinct, has_unique_items
+from llm_local.structured.distinct import CompiledDistinct, Distinct, Places, has_unique_items
 from llm_local.structured.schema import canonical
 from llm_local.structured.tokens import Tokens
 from tests.structured.test_closing import rambling
@@ -29,7 +29,7 @@ def distinct(items: Any, **more: Any) -> dict[str, Any]:
 def start(schema: Any) -> Distinct:
     found = canonical(schema)
     assert has_unique_items([found.root, *found.defs.values()])
-    return CompiledDistinct(GUIDANCE.json(found), found, TOKENS).start()
+    return CompiledDistinct(GUIDANCE.json(found), Places([found]), TOKENS).start()
 
 
 PAIR = {

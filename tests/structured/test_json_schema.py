@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm_local.errors import InvalidSchema
-from llm_local.structured.distinct import CompiledDistinct
+from llm_local.structured.distinct import CompiledDistinct, Places
 from llm_local.structured.schema import canonical
 from llm_local.structured.tokens import Tokens
 from tests.structured.vocabulary import N_VOCAB, accepts, guidance, piece, walks
@@ -260,7 +260,7 @@ def test_whatever_comes_back_is_valid(document: Any, seed: int) -> None:
     """Each random answer to a random schema is valid; a schema that is refused is refused with a reason."""
     try:
         schema = canonical(document)
-        compiled = CompiledDistinct(GUIDANCE.json(schema), schema, TOKENS)
+        compiled = CompiledDistinct(GUIDANCE.json(schema), Places([schema]), TOKENS)
     except InvalidSchema as refused:
         if len(refused.message) < 20:
             pytest.fail(refused.message)
