@@ -61,6 +61,9 @@ class Settings(BaseModel):
     threads: _optional(Count) = Field(None, description="CPU threads; unset: what this process may use")  # type: ignore[valid-type]
     batch_size: Annotated[int, Field(ge=1)] = Field(512, description="rows of one decode")
     ubatch_size: Annotated[int, Field(ge=1)] = Field(512, description="rows of one pass over the weights")
+    host_cache_mb: Annotated[int, Field(ge=0)] = Field(
+        96, description="host memory for the KV of idle sequences; 0: what is evicted is computed again"
+    )
     prefill_chunk: Count = Field(32, description="prompt rows of a decode in which answers are running")
 
     chat_template: _optional(str) = Field(  # type: ignore[valid-type]

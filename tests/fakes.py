@@ -101,6 +101,7 @@ class FakeBackend:
         self.fail_with: Exception | None = None
         self.fail_after_rows: int | None = None
         self.delay_s = 0.0
+        self.fail_load = False
         self.closed = False
         self._logits: dict[int, np.ndarray] = {}
 
@@ -150,6 +151,21 @@ class FakeBackend:
         assert length <= len(self.tokens[source])
         self.tokens[target] = self.tokens[source][:length]
         self.cells[target] = self.cells[source][:length]
+
+    def save(self, slot: int) -> bytearray:
+        return bytearray(np.array(self.tokens[slot], np.int32).tobytes())
+
+    def load(self, slot: int, data: bytearray) -> bool:
+        assert not self.tokens[slot], "load needs an empty slot"
+        tokens = np.frombuffer(data, np.int32).tolist()
+        assert self.n_used + len(tokens) <= self.n_ctx
+        if self.fail_load:
+            self.tokens[slot] = [-1]
+            self.cells[slot] = [object()]
+            return False
+        self.tokens[slot] = tokens
+        self.cells[slot] = [object() for _ in tokens]
+        return True
 
     def new_sampler(self, params: SamplingParams, prompt: tuple[int, ...]) -> FakeSampler:
         return FakeSampler(self, params)

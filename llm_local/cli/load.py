@@ -15,6 +15,7 @@ from typing import TypeVar
 from llm_local.chat.template import ChatTemplate
 from llm_local.config import Settings
 from llm_local.engine.engine import Engine
+from llm_local.engine.host_cache import HostCache
 from llm_local.errors import StartupError
 from llm_local.llama import devices
 from llm_local.llama.backend import ContextParams, LlamaBackend
@@ -30,6 +31,9 @@ from llm_local.structured.native import NativeEngine
 T = TypeVar("T")
 
 log = logging.getLogger("llm_local")
+
+PARK_AFTER = 8
+"""Steps after which the KV of an idle sequence leaves the cells of a CPU, where it would slow every step down."""
 
 SPARE_SLOTS = 8
 """Slots beside the running ones: conversations that stay resident. They cost nothing but the cells they hold."""
@@ -71,6 +75,8 @@ def load_model(path: Path, embedding_path: Path | None, settings: Settings, on_d
             window=window,
             prefill_chunk=settings.prefill_chunk,
             answer_reserve=max(settings.n_predict, 1),
+            host=HostCache(settings.host_cache_mb * 2**20) if settings.host_cache_mb else None,
+            park_after=PARK_AFTER if layers == 0 else None,
             side_job=embedder,
             on_death=on_death,
         )

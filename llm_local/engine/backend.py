@@ -73,6 +73,14 @@ class Backend(Protocol):
         """Make the first `length` positions of slot `source` those of the empty slot `target`, too, without a copy."""
         ...
 
+    def save(self, slot: int) -> bytearray:
+        """Return the KV of slot `slot` as bytes; empty when that is not possible."""
+        ...
+
+    def load(self, slot: int, data: bytearray) -> bool:
+        """Fill the empty slot `slot` with what `save` returned; False, and it must be trimmed to 0, when that fails."""
+        ...
+
     def new_sampler(self, params: SamplingParams, prompt: tuple[Token, ...]) -> Sampler:
         """Build a sampler. Any thread."""
         ...

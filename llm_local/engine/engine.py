@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from llm_local.engine.backend import Backend, NoRoom, Sampler, SideJob
 from llm_local.engine.batch import Batch, Part
 from llm_local.engine.constraint import Constraint, ConstraintFailed
+from llm_local.engine.host_cache import HostCache
 from llm_local.engine.logprobs import prompt_logprobs, token_logprob
 from llm_local.engine.scheduler import Scheduler
 from llm_local.engine.sequence import Sequence
@@ -77,6 +78,7 @@ class Engine:
         window: most tokens of one sequence, prompt and answer.
         prefill_chunk: most prompt rows of a batch in which answers are running.
         answer_reserve: tokens of an answer that are promised at admission.
+        host, park_after: where idle sequences go, and after how many steps; see `PrefixCache`.
         side_job: other work for this thread.
         on_death: called on the event loop when the engine thread has ended with an error.
     """
@@ -90,6 +92,8 @@ class Engine:
         window: int,
         prefill_chunk: int,
         answer_reserve: int,
+        host: HostCache | None = None,
+        park_after: int | None = None,
         side_job: SideJob | None = None,
         on_death: Callable[[], None] | None = None,
     ) -> None:
@@ -106,6 +110,8 @@ class Engine:
             window=window,
             prefill_chunk=prefill_chunk,
             answer_reserve=answer_reserve,
+            host=host,
+            park_after=park_after,
         )
         self._side_job = side_job
         self._on_death = on_death

@@ -16,9 +16,11 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-Tokens = npt.NDArray[np.int32]
+from llm_local.engine.host_cache import HostCache, Tokens, common_prefix
+
+WORTH_PARKING = 32
+"""Tokens that a sequence must have to itself, or that a parked one must save, to be moved at all."""
 
 
 class Memory(Protocol):
@@ -30,6 +32,14 @@ class Memory(Protocol):
 
     def share(self, source: int, target: int, length: int) -> None:
         """Let `target` own the first `length` cells of `source`, too."""
+        ...
+
+    def save(self, slot: int) -> bytearray:
+        """Return what the slot holds; empty when that is not possible."""
+        ...
+
+    def load(self, slot: int, data: bytearray) -> bool:
+        """Fill an empty slot with what was saved; False, and the slot's contents unknown, when it does not fit."""
         ...
 
 
@@ -44,6 +54,7 @@ class Slot:
         self.reserved = 0
         self.busy = False
         self.used_at = 0
+        self.idle_since = 0
 
 
 class PrefixCache:
@@ -54,9 +65,24 @@ class PrefixCache:
         n_slots: how many sequences can be resident.
         n_cells: KV cells in all.
         window: most tokens of one sequence.
+        host: where sequences go that are not in use.
+        park_after: steps after which an idle sequence goes there although nobody needs its cells; None for never.
     """
 
-    def __init__(self, memory: Memory, n_slots: int, n_cells: int, window: int) -> None:
+    def __init__(
+        self,
+        memory: Memory,
+        n_slots: int,
+        n_cells: int,
+        window: int,
+        host: HostCache | None = None,
+        park_after: int | None = None,
+    ) -> None:
+        self._host = host
+        self._park_after = park_after
+        self._step = 0
+        self.n_parked = 0
+        self.n_restored = 0
         self._memory = memory
         self.slots = [Slot(number, window) for number in range(n_slots)]
         self.n_cells = n_cells
@@ -86,17 +112,68 @@ class PrefixCache:
         Returns:
             The slot and the number of tokens that need not be computed; None when the promise cannot be made now.
         """
+        restored = self._restore(tokens[:shareable], reserve)
+        if restored is not None:
+            return restored
         source, common = self.match(tokens[:shareable])
         if self._committed(source, common) + reserve - common > self.n_cells:
             return None
         target = self._target(source, common)
         if target is not source:
-            self.trim(target, 0)
+            self._evict(target)
             if source is not None:
                 self._share(source, target, common)
+                source.idle_since = self._step
         self.trim(target, common)
         target.busy, target.reserved = True, reserve
         return target, common
+
+    def _restore(self, tokens: Tokens, reserve: int) -> tuple[Slot, int] | None:
+        """Bring a parked sequence back if it has a longer prefix than any that is resident."""
+        if self._host is None or not len(self._host):
+            return None
+        parked, common = self._host.match(tokens)
+        if parked is None or common < self.match(tokens)[1] + WORTH_PARKING:
+            return None
+        n = len(parked.tokens)
+        if self._committed(None, 0) + max(reserve, n) > self.n_cells:
+            return None
+        target = self._target(None, 0)
+        self._evict(target)
+        self.make_room(n)
+        if common == n:
+            self._host.remove(parked)
+        if not self._memory.load(target.id, parked.data):
+            self.drop(target)
+            return None
+        self.extend(target, parked.tokens)
+        self.trim(target, common)
+        target.busy, target.reserved = True, reserve
+        self.n_restored += 1
+        return target, common
+
+    def next_step(self) -> None:
+        """Count a step, and move one sequence out that has been idle for long."""
+        self._step += 1
+        if self._park_after is None or self._host is None:
+            return
+        for slot in self.slots:
+            if not slot.busy and slot.length and self._step - slot.idle_since >= self._park_after and self._own(slot):
+                self._evict(slot)
+                return
+
+    def _own(self, slot: Slot) -> bool:
+        """Whether the slot has cells of its own, enough to be worth moving."""
+        return int((self._refs[slot.cells[: slot.length]] == 1).sum()) >= WORTH_PARKING
+
+    def _evict(self, slot: Slot) -> None:
+        """Empty a slot; what is worth it goes to the host's memory."""
+        if self._host is not None and slot.length and self._own(slot):
+            data = self._memory.save(slot.id)
+            if data:
+                self._host.put(slot.tokens[: slot.length], data)
+                self.n_parked += 1
+        self.trim(slot, 0)
 
     def grow(self, slot: Slot, reserve: int) -> bool:
         """Promise the slot more positions; False when that needs cells that others were promised."""
@@ -121,7 +198,7 @@ class PrefixCache:
             idle = [slot for slot in self.slots if not slot.busy and slot.length]
             if not idle:
                 raise RuntimeError(f"the KV accounting is wrong: {n} cells promised, {self.n_free} free, none idle")
-            self.trim(min(idle, key=lambda slot: slot.used_at), 0)
+            self._evict(min(idle, key=lambda slot: slot.used_at))
 
     def evict_idle(self) -> bool:
         """Evict all idle slots; False when none holds anything."""
@@ -133,7 +210,7 @@ class PrefixCache:
     def release(self, slot: Slot) -> None:
         """Let the slot go; what it holds stays resident until the cells are needed."""
         self._clock += 1
-        slot.busy, slot.reserved, slot.used_at = False, 0, self._clock
+        slot.busy, slot.reserved, slot.used_at, slot.idle_since = False, 0, self._clock, self._step
 
     def trim(self, slot: Slot, length: int) -> None:
         """Forget what the slot holds from `length` on."""
@@ -180,13 +257,3 @@ class PrefixCache:
         if source is not None:
             owned[source.cells[:common]] = True
         return int(owned.sum()) + promised
-
-
-def common_prefix(a: Tokens, b: Tokens) -> int:
-    """Return how many leading tokens are the same."""
-    n = min(len(a), len(b))
-    if n == 0 or a[0] != b[0]:
-        return 0
-    different = a[:n] != b[:n]
-    first = int(different.argmax())
-    return first if different[first] else n

@@ -11,7 +11,8 @@ from bisect import insort
 
 from llm_local.engine.backend import Backend
 from llm_local.engine.batch import Batch
-from llm_local.engine.prefix_cache import PrefixCache, common_prefix
+from llm_local.engine.host_cache import HostCache, common_prefix
+from llm_local.engine.prefix_cache import PrefixCache
 from llm_local.engine.sequence import NO_SLOT, Sequence
 
 WAIT_FOR_PREFIX = 32
@@ -34,12 +35,22 @@ class Scheduler:
         window: most tokens of one sequence.
         prefill_chunk: most prompt rows of a batch in which running answers have rows.
         answer_reserve: tokens of an answer that are promised at admission.
+        host, park_after: see `PrefixCache`.
     """
 
     def __init__(
-        self, backend: Backend, *, max_running: int, window: int, prefill_chunk: int, answer_reserve: int
+        self,
+        backend: Backend,
+        *,
+        max_running: int,
+        window: int,
+        prefill_chunk: int,
+        answer_reserve: int,
+        host: HostCache | None = None,
+        park_after: int | None = None,
     ) -> None:
-        self.cache = PrefixCache(backend, backend.n_slots, backend.n_ctx, window)
+        host = host if backend.can_share else None
+        self.cache = PrefixCache(backend, backend.n_slots, backend.n_ctx, window, host, park_after)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.n_preempted = 0
@@ -66,6 +77,7 @@ class Scheduler:
     def schedule(self) -> Batch:
         """Return the next batch: empty only when nothing runs."""
         self._batch.clear()
+        self.cache.next_step()
         self._admit()
         self._grow()
         self._add_decodes()

@@ -146,6 +146,18 @@ class LlamaBackend:
         """Share a prefix; see `Backend.share`."""
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
 
+    def save(self, slot: int) -> bytearray:
+        """Copy the KV of a slot out; see `Backend.save`."""
+        data = bytearray(llama_cpp.llama_state_seq_get_size(self._context, slot))
+        buffer = (ctypes.c_uint8 * len(data)).from_buffer(data)
+        written = llama_cpp.llama_state_seq_get_data(self._context, buffer, len(data), slot)
+        return data if written == len(data) else bytearray()
+
+    def load(self, slot: int, data: bytearray) -> bool:
+        """Copy the KV of a slot in; see `Backend.load`."""
+        buffer = (ctypes.c_uint8 * len(data)).from_buffer(data)
+        return bool(llama_cpp.llama_state_seq_set_data(self._context, buffer, len(data), slot) > 0)
+
     def new_sampler(self, params: SamplingParams, prompt: tuple[Token, ...]) -> LlamaSampler:
         """Build a sampler chain over this context's logits."""
         return LlamaSampler(self._model, self._context, self._candidates, params, prompt, self.n_ctx)

@@ -8,9 +8,11 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import numpy as np
 import pytest
 
 from llm_local.engine.engine import Engine
+from llm_local.engine.host_cache import HostCache
 from llm_local.engine.stream import Stream
 from llm_local.engine.types import Delta, FinishReason, GenerationRequest, SamplingParams
 from llm_local.errors import DeadlineExceeded, DecodeFailed, Draining, EngineDead, QueueFull
@@ -83,7 +85,10 @@ def test_an_answer_is_the_same_alone_batched_chunked_warm_shared_and_preempted(s
             "window": min(128, backend.n_ctx),
             "prefill_chunk": choose.choice([1, 4, 16]),
             "answer_reserve": choose.choice([1, 4, 200]),
+            "host": choose.choice([None, HostCache(2000), HostCache(100_000)]),
+            "park_after": choose.choice([None, 1, 20]),
         }
+        backend.fail_load = choose.random() < 0.1
         async with running(backend, **options) as engine:
 
             async def client(number: int) -> None:
@@ -410,3 +415,69 @@ def test_progress_is_reported_for_each_piece_of_a_prompt() -> None:
             assert reported[-1].total == 40
 
     asyncio.run(scenario())
+
+
+def test_an_idle_sequence_is_parked_and_comes_back_without_being_computed() -> None:
+    async def scenario() -> None:
+        backend = FakeBackend(n_ctx=512)
+        host = HostCache(100_000)
+        async with running(backend, host=host, park_after=5) as engine:
+            first, other = tuple(range(80)), tuple(range(100, 110))
+            await collect(engine.submit([request(first, 1)]))
+            await collect(engine.submit([request(other, 20, SamplingParams(ignore_eos=True))]))
+            assert len(host) == 1
+            assert backend.n_used <= 30 + 20, "its cells are free"
+            before = backend.rows_computed
+            out = await collect(engine.submit([request((*first, 7), 1)]))
+            assert backend.rows_computed - before == 1
+            assert out[0][-1].usage.cached_tokens == 80
+            assert len(host) == 0
+            check_accounting(engine, backend)
+
+    asyncio.run(scenario())
+
+
+def test_what_is_evicted_for_want_of_cells_comes_back() -> None:
+    async def scenario() -> None:
+        backend = FakeBackend(n_ctx=150)
+        async with running(backend, host=HostCache(100_000)) as engine:
+            prompts = [tuple(range(n, n + 90)) for n in (0, 100)]
+            for prompt in prompts:
+                await collect(engine.submit([request(prompt, 1)]))
+            before = backend.rows_computed
+            for prompt in prompts * 2:
+                out = await collect(engine.submit([request((*prompt, 1), 1)]))
+                assert out[0][-1].usage.cached_tokens >= 90
+            assert backend.rows_computed - before <= 8
+            check_accounting(engine, backend)
+
+    asyncio.run(scenario())
+
+
+def test_a_hot_prefix_stays_resident() -> None:
+    async def scenario() -> None:
+        backend = FakeBackend(n_ctx=512, n_slots=8)
+        host = HostCache(100_000)
+        async with running(backend, host=host, park_after=4) as engine:
+            system = tuple(range(60))
+            for n in range(12):
+                await collect(engine.submit([request((*system, 200 + n), 3, SamplingParams(ignore_eos=True))]))
+            assert engine._scheduler.cache.n_restored == 0
+            assert backend.rows_computed == 60 + 12 * 3
+
+    asyncio.run(scenario())
+
+
+def test_the_host_cache_keeps_its_limit_and_what_was_used_last() -> None:
+    host = HostCache(100)
+    sequences = [np.arange(n, n + 9, dtype=np.int32) for n in (0, 100, 200)]
+    for tokens in sequences:
+        host.put(tokens, bytearray(45))
+        host.match(sequences[0])
+    assert (len(host), host.n_bytes) == (2, 90)
+    assert host.match(sequences[0])[1] == 9
+    assert host.match(sequences[1])[1] == 0
+    host.put(np.arange(20, dtype=np.int32), bytearray(50))
+    assert (len(host), host.n_bytes) == (2, 95), "a longer one supersedes its beginning"
+    host.put(sequences[1], bytearray(101))
+    assert host.n_bytes <= 100

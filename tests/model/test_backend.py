@@ -86,6 +86,40 @@ def test_a_reused_prefix_gives_the_logits_of_a_shape_matched_control(
     assert float(np.abs(backend.logits(0) - control).max()) == 0.0
 
 
+def test_what_was_saved_continues_as_before_when_it_is_loaded(backend: LlamaBackend, smol: LlamaModel) -> None:
+    tokens = smol.tokenize(LONG)
+    rows(backend, (tokens, 0, 0))
+    data = backend.save(0)
+    rows(backend, ([5], len(tokens), 0))
+    wanted = backend.logits(0).copy()
+    backend.trim(0, 0)
+    rows(backend, (tokens[::-1], 0, 1))
+    assert backend.load(2, data)
+    rows(backend, ([5], len(tokens), 2))
+    # The cells lie elsewhere, so sums are taken in another order.
+    assert np.abs(backend.logits(0) - wanted).max() < 0.05
+    assert backend.logits(0).argmax() == wanted.argmax()
+
+
+def test_what_cannot_be_loaded_is_refused_and_can_be_trimmed(backend: LlamaBackend, smol: LlamaModel) -> None:
+    tokens = smol.tokenize(LONG)
+    rows(backend, (tokens, 0, 0))
+    data = backend.save(0)
+    assert not backend.load(2, data[: len(data) // 2])
+    assert not backend.load(2, bytearray(b"nonsense"))
+    left = 2048 - len(tokens) - 50
+    for slot in range(3, 6):
+        for at in range(0, min(left, 750), 250):
+            n = min(left - at, 250)
+            rows(backend, (list(range(100, 100 + n)), at, slot))
+        left -= min(left, 750)
+    assert not backend.load(2, data), "there are not cells enough"
+    backend.trim(2, 0)
+    backend.trim(5, 0)
+    assert backend.load(2, data)
+    rows(backend, ([5], len(tokens), 2))
+
+
 def test_neighbours_in_a_batch_do_not_leak_into_each_other(backend: LlamaBackend, smol: LlamaModel) -> None:
     """Same shape, other neighbour: the logits are the same."""
     mine, a, b = smol.tokenize(TEXT), smol.tokenize("One two three four"), smol.tokenize("Red green blue pink")
