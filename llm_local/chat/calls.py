@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 OPEN, CLOSE, FENCE = "<tool_call>", "</tool_call>", "```"
+PYTHON_TAG = "<|python_tag|>"
+"""Llama 3.1 may write it before a bare call. As a control token it is not in the text; spelled out it is markup."""
+
 SPACE = " \t\r\n"
 
 
@@ -82,18 +85,24 @@ class Openings:
                 at = text.find(mark, at + len(mark))
             decided = min(decided, len(text) - _overlap(text, mark))
         if at_start:
-            start = len(text) - len(text.lstrip(SPACE))
-            if start == len(text):
+            try:
+                best = self._bare(text) or best
+            except _Partial:
                 decided = 0
-            elif text[start] == "{":
-                try:
-                    found = self._named(text, start, start, Kind.BARE)
-                    best = found or best
-                except _Partial:
-                    decided = 0
         if best is not None and best.start > decided:
             best = None
         return best, best.start if best is not None else decided
+
+    def _bare(self, text: str) -> Opening | None:
+        """Match a call at the beginning of a text."""
+        start = at = _skip(text, 0)
+        if PYTHON_TAG.startswith(text[start:]):
+            raise _Partial
+        if text.startswith(PYTHON_TAG, start):
+            at += len(PYTHON_TAG)
+        elif text[start] != "{":
+            return None
+        return self._named(text, start, at, Kind.BARE)
 
     def _at(self, text: str, at: int, mark: str) -> Opening | None:
         if mark == OPEN:
