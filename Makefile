@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check bench image-cpu image-cuda
+.PHONY: help install serve test fast check bench image-cpu image-cuda
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -31,6 +31,9 @@ serve: $(STAMP)  ## serve the model of CONFIG (default: the embedded one) on htt
 
 test: $(STAMP)  ## run all tests (with LLM_LOCAL_TEST_QWEN=FILE also those on Qwen2.5)
 	$(BIN)/python -m pytest $(ARGS)
+
+fast: $(STAMP)  ## run the tests that need no model, in parallel
+	$(BIN)/python -m pytest -q -n auto --ignore tests/model $(ARGS)
 
 check: $(STAMP)  ## linters, types, architecture
 	$(BIN)/ruff check .

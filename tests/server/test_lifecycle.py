@@ -34,7 +34,7 @@ def test_health_says_ok_or_why_not() -> None:
         gate.wait(5)
         raise StartupError("no such file")
 
-    with serving(load=load, wait=False) as served, httpx.Client(base_url=served.url, verify=False) as http:
+    with serving(load=load, wait=False, join=True) as served, httpx.Client(base_url=served.url, verify=False) as http:
         answer = http.get("/health")
         assert (answer.status_code, answer.json()["status"]) == (503, "loading")
         assert http.get("/health/live").status_code == 200
@@ -49,7 +49,7 @@ def test_health_says_ok_or_why_not() -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_slot(stream: bool) -> None:
-    with serving(slow_backend()) as served:
+    with serving(slow_backend(), join=True) as served:
 
         async def leave() -> None:
             async with httpx.AsyncClient(base_url=served.url) as http:
@@ -62,7 +62,7 @@ def test_a_client_that_leaves_frees_its_slot(stream: bool) -> None:
 
 
 def test_a_client_that_leaves_while_it_sends_its_body_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
-    with serving() as served:
+    with serving(join=True) as served:
         for _ in range(3):
             with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2]))) as connection:
                 head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -76,7 +76,7 @@ def test_a_client_that_leaves_while_it_sends_its_body_is_no_error(caplog: pytest
 def test_two_hundred_clients_half_of_which_leave() -> None:
     """Nothing hangs, no slot is lost, and the next request is served."""
     backend = FakeBackend(n_ctx=2048, n_batch=256, n_slots=8, n_outputs=40)
-    with serving(backend, queue_max=200) as served:
+    with serving(backend, queue_max=200, join=True) as served:
 
         async def client(http: httpx.AsyncClient, number: int) -> int:
             body = {
@@ -109,7 +109,7 @@ def test_two_hundred_clients_half_of_which_leave() -> None:
 
 
 def test_a_dead_engine_ends_streams_with_an_error_and_turns_health_red() -> None:
-    with serving(slow_backend()) as served, httpx.Client(base_url=served.url, verify=False) as http:
+    with serving(slow_backend(), join=True) as served, httpx.Client(base_url=served.url, verify=False) as http:
         with http.stream("POST", CHAT, json={**ENDLESS, "stream": True}) as answer:
             lines = answer.iter_lines()
             next(lines)
@@ -124,7 +124,7 @@ def test_a_dead_engine_ends_streams_with_an_error_and_turns_health_red() -> None
 
 def test_a_slow_reader_holds_nobody_up() -> None:
     """One client reads nothing of a long answer; another is served meanwhile, and the first then gets it all."""
-    with serving(FakeBackend(n_ctx=4096, n_batch=256, n_slots=8, n_outputs=40), window=2000) as served:
+    with serving(FakeBackend(n_ctx=4096, n_batch=256, n_slots=8, n_outputs=40), window=2000, join=True) as served:
 
         async def scenario() -> None:
             port = int(served.url.rpartition(":")[2])
@@ -154,7 +154,7 @@ def test_a_slow_reader_holds_nobody_up() -> None:
 
 def test_a_reader_that_takes_nothing_is_given_up() -> None:
     backend = FakeBackend(n_ctx=8192, n_batch=256, n_slots=8, n_outputs=40)
-    with serving(backend, window=1500, send_timeout=0.4) as served:
+    with serving(backend, window=1500, send_timeout=0.4, join=True) as served:
 
         async def scenario() -> bytes:
             sock = socket.socket()
@@ -182,7 +182,7 @@ def test_a_reader_that_takes_nothing_is_given_up() -> None:
 
 
 def test_requests_in_flight_finish_when_the_server_stops(server: Served) -> None:
-    with serving(slow_backend()) as served:
+    with serving(slow_backend(), join=True) as served:
         answers: list[httpx.Response] = []
         body = {"messages": MESSAGES, "max_tokens": 60, "ignore_eos": True, "stream": True}
         thread = threading.Thread(target=lambda: answers.append(httpx.post(served.url + CHAT, json=body, timeout=10)))

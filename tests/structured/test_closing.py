@@ -63,8 +63,8 @@ def rambling(constraint: Constraint, choose: random.Random, budget: int) -> tupl
     return out.decode("utf-8", "replace"), constraint.must_end
 
 
-@pytest.mark.parametrize("budget", [100, 130, 200, 700])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("budget", [100, 130, 700])
+@pytest.mark.parametrize("seed", range(2))
 def test_a_rambling_answer_is_closed_in_time(budget: int, seed: int) -> None:
     text, ended = rambling(closing(REPLY, budget), random.Random(seed), budget)
     assert ended
@@ -74,11 +74,11 @@ def test_a_rambling_answer_is_closed_in_time(budget: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("schema", "budget"), [(case[0], budget) for case in CASES for budget in (12, 40)],
+    ("schema", "budget"), [(case[0], budget) for case in CASES for budget in (25,)],
     ids=lambda value: compact(value)[:50],
 )  # fmt: skip
 def test_every_schema_is_closed_or_left_alone(schema: Any, budget: int) -> None:
-    for seed in range(3):
+    for seed in range(2):
         constraint = closing(schema, budget)
         text, ended = rambling(constraint, random.Random(seed), budget)
         if constraint._watch >= 0:

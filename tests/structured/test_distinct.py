@@ -73,12 +73,12 @@ def test_items_differ(schema: Any, valid: list[Any], invalid: list[Any]) -> None
 @pytest.mark.parametrize("schema", [case[0] for case in SCHEMAS], ids=[compact(case[0])[:60] for case in SCHEMAS])
 def test_no_random_answer_repeats_an_item_or_finds_no_way_on(schema: Any) -> None:
     ended = 0
-    for seed in range(15):
+    for seed in range(8):
         text = walk(start(schema), random.Random(seed), 200)
         if text is not None:
             ended += 1
             jsonschema.validate(json.loads(text), schema)
-    assert ended > 3
+    assert ended > 1
 
 
 def test_a_model_that_repeats_itself_is_led_on() -> None:
