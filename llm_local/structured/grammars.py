@@ -111,7 +111,10 @@ class Grammars:
         self._guidance.exception()
 
     def _compiled(self, spec: Spec) -> Compiled:
-        key = _key(spec)
+        try:
+            key = _key(spec)
+        except RecursionError:
+            raise InvalidSchema("The schema is nested too deep.", param=spec.param) from None
         with self._lock:
             found = self._cache.get(key)
             if found is not None:

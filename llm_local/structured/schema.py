@@ -10,6 +10,7 @@ Sources: JSON Schema 2020-12, core and validation; drafts 4 to 2019-09 where the
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import time
 from collections.abc import Callable
@@ -75,6 +76,7 @@ def canonical(schema: Any) -> Schema:
     Raises:
         InvalidSchema: it is no schema, cannot be enforced, or no value satisfies it.
     """
+    _check_text(schema)
     rewriter = _Rewriter(schema)
     root = rewriter.node(schema, "#", 0)
     if looping(rewriter.defs) is not None:
@@ -89,6 +91,18 @@ def canonical(schema: Any) -> Schema:
     if not can_end(root, ending):
         raise InvalidSchema("#: no value satisfies this schema.")
     return Schema(root, defs)
+
+
+def _check_text(schema: Any) -> None:
+    """Refuse what JSON text cannot say."""
+    try:
+        json.dumps(schema, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        raise InvalidSchema("#: a text in the schema has half of a surrogate pair.") from None
+    except ValueError:
+        raise InvalidSchema("#: a number in the schema is infinite or none.") from None
+    except RecursionError:
+        raise InvalidSchema("#: the schema is nested too deep.") from None
 
 
 class _Rewriter:
@@ -332,7 +346,8 @@ class _Node:
             self.plain[key] = self.source[inclusive]
 
     def count(self, key: str, value: Any) -> None:
-        whole = isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        whole = number and value == int(value)
         if not whole or not 0 <= value < MAX_COUNT:
             raise self.bad(key, f"must be a whole number from 0 to {MAX_COUNT - 1}, not {value!r}.")
         self.plain[key] = int(value)
@@ -343,6 +358,8 @@ class _Node:
         self.plain[key] = to_rust(value, f"{self.where}/{key}")
 
     def format(self, key: str, value: Any) -> None:
+        if not isinstance(value, str):
+            raise self.bad(key, f"must be a string, not {_kind(value)}.")
         if value in FORMATS:
             self.plain[key] = value
 
@@ -417,7 +434,7 @@ class _Node:
         """Keys that are not declared might be repeated, and then count once: more than one cannot be promised."""
         self.count(key, value)
         n = self.plain.pop(key)
-        required = set(self.source.get("required") or [])
+        required = set(self._names("required", self.source.get("required") or []))
         if n <= len(required):
             return
         if n > 1 and self.source.get("additionalProperties") is not False:
@@ -425,7 +442,8 @@ class _Node:
         if n <= 1:
             self.plain[key] = n
             return
-        optional = [name for name in self.source.get("properties") or {} if name not in required]
+        declared = self._map("properties", self.source.get("properties") or {})
+        optional = [name for name in declared if name not in required]
         missing = n - len(required)
         if self.source.get("patternProperties") or math.comb(len(optional), missing) > MAX_PERMUTATIONS:
             raise self.bad(key, f"at least {n} properties cannot be enforced here; use 'required'.")
@@ -478,14 +496,15 @@ class _Node:
     def _evaluated(self, source: Any, where: str, depth: int) -> dict[str, None] | None:
         """Return the names that `source` evaluates; None for all of them."""
         names: dict[str, None] = {}
-        if isinstance(source, bool):
+        if not isinstance(source, dict):
             return names
         for applicator in ("anyOf", "oneOf", "if", "dependentSchemas", "patternProperties", "not", "$dynamicRef"):
             if applicator in source or depth > MAX_DEPTH:
                 raise self.bad("unevaluatedProperties", f"together with '{applicator}' it cannot be enforced.")
         if "additionalProperties" in source or (depth and "unevaluatedProperties" in source):
             return None
-        inner = [*source.get("allOf", [])]
+        parts, declared = source.get("allOf"), source.get("properties")
+        inner = [*parts] if isinstance(parts, list) else []
         if "$ref" in source:
             inner.append(self._rewriter.original(source["$ref"], source, where))
         for part in [*inner]:
@@ -493,7 +512,7 @@ class _Node:
             if found is None:
                 return None
             names |= found
-        return names | dict.fromkeys(source.get("properties") or {})
+        return names | dict.fromkeys(declared if isinstance(declared, dict) else ())
 
 
 def _kind(value: Any) -> str:

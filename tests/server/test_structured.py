@@ -205,3 +205,14 @@ def test_json_compact_can_be_switched_off() -> None:
             text = text_of(ask(http, response_format=schema, temperature=1.5))
             assert (text == "[1,1,1,1]") == compact
             assert json.loads(text) == [1] * 4
+
+
+@pytest.mark.parametrize("depth", [100, 900, 5000])
+def test_a_schema_that_is_nested_too_deep_is_400(http: httpx.Client, depth: int) -> None:
+    form = (
+        '{"type":"json_schema","json_schema":{"name":"x","schema":' + '{"items":' * depth + "true" + "}" * depth + "}}"
+    )
+    body = '{"messages":[{"role":"user","content":"x"}],"response_format":' + form + "}"
+    answer = http.post(CHAT, content=body.encode(), headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert error_of(answer)["message"]

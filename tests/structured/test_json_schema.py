@@ -132,6 +132,10 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"anyOf": [{"$ref": "#"}, {"type": "null"}]}, "#", "leads back to itself"),
     ({"type": "object", "required": ["a"], "properties": {"a": {"$ref": "#"}}}, "#", "no value satisfies"),
     (False, "#", "no value satisfies"),
+    ({"format": ["date"]}, "#/format", "must be a string"),
+    ({"maxLength": float("inf")}, "#", "infinite"),
+    ({"const": "\ud800"}, "#", "surrogate"),
+    ({"allOf": None, "properties": [], "unevaluatedProperties": False}, "#/properties", "must be an object"),
 ]
 
 
@@ -290,3 +294,54 @@ def test_the_random_schemas_are_not_all_refused_or_endless() -> None:
     count()
     assert outcomes["served"] > outcomes["refused"] / 2
     assert outcomes["ended"] > outcomes["served"] / 2
+
+
+KEYWORDS = [
+    "type",
+    "properties",
+    "items",
+    "required",
+    "$ref",
+    "enum",
+    "const",
+    "anyOf",
+    "oneOf",
+    "not",
+    "if",
+    "then",
+    "minimum",
+    "multipleOf",
+    "minLength",
+    "pattern",
+    "format",
+    "minItems",
+    "maxItems",
+    "uniqueItems",
+    "prefixItems",
+    "additionalItems",
+    "patternProperties",
+    "additionalProperties",
+    "propertyNames",
+    "minProperties",
+    "dependentRequired",
+    "dependentSchemas",
+    "dependencies",
+    "unevaluatedProperties",
+    "$id",
+    "id",
+    "$schema",
+    "$anchor",
+    "$defs",
+]
+JUNK = st.recursive(
+    SCALARS | st.sampled_from([-1, 1e308, 10**30, "#", "#/$defs/d", "(", "https://x/y", "\ud800", float("nan")]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(KEYWORDS), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(schema=st.dictionaries(st.sampled_from(KEYWORDS), JUNK, min_size=1, max_size=4))
+@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_no_junk_is_an_internal_error(schema: Any) -> None:
+    with contextlib.suppress(InvalidSchema):
+        GUIDANCE.json(canonical(schema)).start()
