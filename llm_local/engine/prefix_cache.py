@@ -22,6 +22,9 @@ from llm_local.engine.host_cache import HostCache, Tokens, common_prefix
 WORTH_PARKING = 32
 """Tokens that a sequence must have to itself, or that a parked one must save, to be moved at all."""
 
+LOOK_EVERY = 4
+"""Steps between looks for idle sequences to move out, which are not free."""
+
 
 class Memory(Protocol):
     """What the cache needs of the backend."""
@@ -155,7 +158,7 @@ class PrefixCache:
     def next_step(self) -> None:
         """Count a step, and move one sequence out that has been idle for long."""
         self._step += 1
-        if self._park_after is None or self._host is None:
+        if self._park_after is None or self._host is None or self._step % LOOK_EVERY:
             return
         for slot in self.slots:
             if not slot.busy and slot.length and self._step - slot.idle_since >= self._park_after and self._own(slot):

@@ -22,6 +22,7 @@ from llm_local.server import errors, info
 from llm_local.server.chat import apply_template, chat_completions
 from llm_local.server.completions import completions
 from llm_local.server.embeddings import embeddings
+from llm_local.server.metrics import metrics
 from llm_local.server.middleware import ApiKeys, RequestIds
 from llm_local.server.runtime import Runtime
 from llm_local.server.schema import (
@@ -52,6 +53,7 @@ GETS: list[tuple[str, Handler]] = [
     ("/health", info.health),
     ("/health/ready", info.health),
     ("/health/live", info.live),
+    ("/metrics", metrics),
 ]
 ERROR_SCHEMA = {
     "type": "object",

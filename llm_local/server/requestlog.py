@@ -1,4 +1,4 @@
-"""One line in the log for each finished request."""
+"""One line in the log for each finished request, and its share of the metrics."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ log = logging.getLogger("llm_local.requests")
 
 
 def log_finished(request: Request, usages: SequenceOf[Usage | None], finishes: SequenceOf[FinishReason | None]) -> None:
-    """Log what a request cost: tokens, cached ones, time in the queue, speed, how it ended."""
+    """Count and log what a request cost: tokens, cached ones, time in the queue, speed, how it ended."""
     known = [usage for usage in usages if usage is not None]
     if not known:
         return
+    request.app.state.runtime.metrics.finished(known, finishes)
     generated = sum(usage.completion_tokens for usage in known)
     seconds = max(usage.generation_ms for usage in known) / 1e3
     log.info(

@@ -14,6 +14,7 @@ from llm_local.chat.template import ChatTemplate
 from llm_local.config import Settings
 from llm_local.engine.engine import Engine
 from llm_local.errors import EngineError, LLMLocalError, Loading, ModelNotFound
+from llm_local.server.metrics import Metrics
 from llm_local.structured.grammars import Grammars
 
 T = TypeVar("T")
@@ -130,6 +131,7 @@ class Runtime:
     failed: LLMLocalError | None = None
     started_at: float = field(default_factory=time.time)
     n_embedding: int = 0
+    metrics: Metrics = field(default_factory=Metrics)
     workers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(WORKERS, "worker"))
 
     @property

@@ -212,3 +212,35 @@ def test_the_documentation_names_every_route_and_field(http: httpx.Client) -> No
     count = document["components"]["schemas"]["ChatRequest"]["properties"]["n"]
     assert {"type": "null"} in count["anyOf"]
     assert http.get("/docs").status_code == 200
+
+
+def test_metrics_count_what_answers_cost(http: httpx.Client) -> None:
+    def values() -> dict[str, float]:
+        text = http.get("/metrics").text
+        lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, value in lines}
+
+    def ask(**fields: Any) -> dict[str, Any]:
+        body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 40, **fields}
+        answer = http.post("/v1/chat/completions", json=body)
+        if fields.get("stream"):
+            return {}
+        return answer.json()["usage"]
+
+    ask()
+    before = values()
+    plain, forced = ask(max_tokens=5), ask(guided_choice=["a long answer"], n=2)
+    ask(stream=True, max_tokens=3, ignore_eos=True)
+    after = values()
+
+    def grown(name: str) -> float:
+        return after[f"llm_local_{name}"] - before.get(f"llm_local_{name}", 0)
+
+    assert grown("generated_tokens_total") == plain["completion_tokens"] + forced["completion_tokens"] + 3
+    assert grown("prompt_tokens_total") == 2 * plain["prompt_tokens"] + forced["prompt_tokens"]
+    assert grown("forced_tokens_total") == forced["completion_tokens"] == 2 * len("a long answer")
+    assert grown("grammar_seconds_count") == 2
+    assert grown("generation_seconds_count") == 4
+    assert grown('answers_total{reason="stop"}') >= 2
+    assert after["llm_local_sequences"] == 0
+    assert http.get("/metrics").headers["content-type"].startswith("text/plain; version=")
