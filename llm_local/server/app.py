@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.requests import ClientDisconnect
@@ -101,7 +102,7 @@ def create_app(runtime: Runtime, on_failure: Callable[[], None] = lambda: None) 
             runtime.loaded.close()
         runtime.workers.shutdown(wait=False, cancel_futures=True)
 
-    app = FastAPI(
+    app: FastAPI = FastAPIOffline(
         title="llm_local",
         version=__version__,
         description="OpenAI's API over one local GGUF model.",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,8 +67,6 @@ def test_echo_with_logprobs_scores_the_prompt(http: httpx.Client, stream: bool) 
     body = {"prompt": "abcdef", "max_tokens": 0, "echo": True, "logprobs": 2, "stream": stream}
     answer = http.post("/v1/completions", json=body)
     if stream:
-        import json
-
         first = answer.text.split("\n")[0].removeprefix("data: ")
         choice = json.loads(first)["choices"][0]
     else:
@@ -244,3 +244,14 @@ def test_metrics_count_what_answers_cost(http: httpx.Client) -> None:
     assert grown('answers_total{reason="stop"}') >= 2
     assert after["llm_local_sequences"] == 0
     assert http.get("/metrics").headers["content-type"].startswith("text/plain; version=")
+
+
+@pytest.mark.parametrize("page", ["/docs", "/redoc"])
+def test_the_documentation_is_served_without_a_network(http: httpx.Client, page: str) -> None:
+    answer = http.get(page)
+    assert answer.status_code == 200
+    addresses = re.findall(r'(?:src|href)="([^"]+)"', answer.text)
+    assert len(addresses) >= 2
+    for address in addresses:
+        assert address.startswith("/"), f"{address} needs a network"
+        assert http.get(address).status_code == 200
