@@ -9,6 +9,7 @@ Whatever the dialect, a call is a JSON object that begins with the name of the f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from enum import Enum
@@ -18,6 +19,7 @@ PYTHON_TAG = "<|python_tag|>"
 """Llama 3.1 may write it before a bare call. As a control token it is not in the text; spelled out it is markup."""
 
 SPACE = " \t\r\n"
+_NAME = re.compile(r'"name"\s*:\s*"([^"]*)"')
 
 
 class Kind(Enum):
@@ -173,6 +175,7 @@ Event = Content | CallBegins | CallArguments
 
 class _State(Enum):
     TEXT = "text"
+    PLAIN = "plain"
     NAME = "name"
     KEY = "key"
     ARGUMENTS = "arguments"
@@ -186,12 +189,14 @@ class ReplyParser:
     Attributes:
         openings: of the functions that may be called.
         certain: the answer is calls from its first character on.
+        mark: where the answer is calls or JSON: what calls begin with; JSON may say anything.
         n_calls: how many calls have begun.
     """
 
     openings: Openings
     names: tuple[str, ...]
     certain: bool = False
+    mark: str = ""
     n_calls: int = 0
     _state: _State = _State.TEXT
     _held: str = ""
@@ -217,6 +222,11 @@ class ReplyParser:
         match self._state:
             case _State.TEXT:
                 return self._text(events)
+            case _State.PLAIN:
+                if self._held:
+                    self._say(self._held, events)
+                    self._held = ""
+                return False
             case _State.NAME:
                 return self._name(events)
             case _State.KEY:
@@ -234,6 +244,13 @@ class ReplyParser:
         self._said = True
 
     def _text(self, events: list[Event]) -> bool:
+        if self.mark and self._at_start:
+            text = self._held.lstrip(SPACE)
+            if not text.startswith(self.mark) and self.mark.startswith(text):
+                return False
+            if not text.startswith(self.mark):
+                self._state = _State.PLAIN
+                return True
         if self.certain and self._at_start:
             self._state, self._at_start = _State.NAME, False
             return bool(self._held)
@@ -264,13 +281,12 @@ class ReplyParser:
 
     def _name(self, events: list[Event]) -> bool:
         """Between a mark and the name: `{"name": "NAME"`; a mark may be repeated where calls are certain."""
-        for name in self.names:
-            at = self._held.find(f'"{name}"')
-            if at >= 0 and '"name"' in self._held[:at]:
-                self._held = self._held[at + len(name) + 2 :]
-                self._begin(name, events)
-                return True
-        return False
+        found = _NAME.search(self._held)
+        if found is None:
+            return False
+        self._held = self._held[found.end() :]
+        self._begin(found[1], events)
+        return True
 
     def _key(self) -> bool:
         """Between the name and the arguments: `, "arguments":`."""
@@ -315,7 +331,7 @@ class ReplyParser:
         if not text or not text.startswith("}"):
             self._held = text
             return False
-        rest = text[1:].lstrip(SPACE + ";")
+        rest = text[1:].lstrip(SPACE + ";,")
         for mark in (CLOSE, FENCE):
             if rest.startswith(mark):
                 self._held, self._state = rest[len(mark) :], _State.TEXT

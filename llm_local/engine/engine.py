@@ -312,6 +312,9 @@ class Engine:
         except ConstraintFailed as error:
             self._end(sequence, sequence.failed(error))
             return
+        except Exception as error:
+            self._end(sequence, sequence.failed(_broken(error)))
+            return
         if sequence.done:
             delta = sequence.delta()
             assert delta is not None
@@ -380,6 +383,11 @@ class Engine:
                 self._force(sequence)
             except (ConstraintFailed, DecodeFailed) as error:
                 self._end(sequence, sequence.failed(error))
+                return
+            except Exception as error:
+                if sequence.constraint is None:
+                    raise
+                self._end(sequence, sequence.failed(_broken(error)))
                 return
         delta = sequence.delta()
         if sequence.done:
@@ -470,6 +478,12 @@ class Engine:
             self._side_job.close(self.unavailable or Draining("The server is shutting down."))
         self._flush()
         self._backend.close()
+
+
+def _broken(error: Exception) -> ConstraintFailed:
+    """Return what an answer ends with whose constraint has a bug: its neighbours must not end with it."""
+    log.error("a constraint broke", exc_info=error)
+    return ConstraintFailed("The grammar could not be followed: an internal error, which is in the log.")
 
 
 def _close_all(things: SequenceOf[Sampler | Constraint]) -> None:

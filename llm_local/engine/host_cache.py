@@ -41,11 +41,15 @@ class HostCache:
 
     def put(self, tokens: Tokens, data: bytearray) -> None:
         """Take a sequence in; those whose tokens it begins with are superseded."""
-        for key, other in list(self._parked.items()):
-            if common_prefix(other.tokens, tokens) == len(other.tokens):
-                self._drop(key)
         if len(data) > self.max_bytes:
             return
+        for key, other in list(self._parked.items()):
+            common = common_prefix(other.tokens, tokens)
+            if common == len(other.tokens):
+                self._drop(key)
+            elif common == len(tokens):
+                self._parked.move_to_end(key)
+                return
         parked = Parked(tokens.copy(), data)
         self._parked[id(parked)] = parked
         self.n_bytes += len(data)

@@ -42,7 +42,8 @@ class ToolPlan:
 
     def parser(self) -> ReplyParser:
         """Return a parser for one answer."""
-        return ReplyParser(Openings(self.names), self.names, self.certain)
+        mark = self.spec.form.opens if self.spec.content is not None else ""
+        return ReplyParser(Openings(self.names), self.names, self.certain, mark)
 
     def read(self, text: str) -> tuple[str, list[dict[str, Any]]]:
         """Return the content and the calls of a whole answer."""
@@ -83,6 +84,19 @@ class ToolPlan:
         if finish is not FinishReason.STOP or not n_calls:
             return finish
         return "function_call" if self.legacy else "tool_calls"
+
+
+def _arguments(parameters: dict[str, Any] | None, where: str) -> dict[str, Any]:
+    """Return the schema of a function's arguments, which are an object.
+
+    Raises:
+        RequestError: they are said to be something else.
+    """
+    if parameters is None:
+        return NO_ARGUMENTS
+    if parameters.get("type", "object") not in ("object", ["object"]):
+        raise RequestError("The parameters of a function must be of the type 'object'.", param=where)
+    return {**parameters, "type": "object"}
 
 
 def _new_id() -> str:
@@ -129,7 +143,7 @@ def tool_plan(body: ChatRequest, loaded: Loaded) -> ToolPlan | None:
         found = openings.find(text)[0]
         return None if found is None else (found.name or "", found.end)
 
-    tools = tuple((f.name, NO_ARGUMENTS if f.parameters is None else f.parameters, where) for f, where in chosen)
+    tools = tuple((f.name, _arguments(f.parameters, where), where) for f, where in chosen)
     content = body.response_format.enforced() if body.response_format is not None and not certain else None
     spec = CallsSpec(
         tools,

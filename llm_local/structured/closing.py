@@ -83,7 +83,7 @@ class Closing:
     def allows(self, token: Token) -> bool:
         """Tell whether the token may come next and leaves room for an ending."""
         if self._closing:
-            return bool(self._ending) and token == self._ending_tokens[0]
+            return token == self._ending_tokens[0] if self._ending else token in self._tokens.end_tokens
         if not self._inner.allows(token):
             return False
         piece = self._tokens.piece(token)
@@ -115,7 +115,7 @@ class Closing:
         if not self._closing:
             return self._inner.allowed()
         allowed = np.zeros(self._tokens.n_vocab, np.bool_)
-        allowed[self._ending_tokens[:1]] = True
+        allowed[self._ending_tokens[:1] or list(self._tokens.end_tokens)] = True
         return allowed
 
     def accept(self, token: Token) -> None:

@@ -27,6 +27,9 @@ ARGUMENTS = ("arguments", "parameters")
 MAX_STEPS = 2000
 """Bytes that are tried to find an ending that is not taken; beyond them it is believed to be there."""
 
+MAX_DEPTH = 600
+"""Bytes that are tried in a row, likewise."""
+
 FIRST = b'"]}'
 BYTES = FIRST + bytes(byte for byte in range(0x20, 0x100) if byte not in FIRST)
 SPACE = b" \t\r\n"
@@ -72,10 +75,12 @@ class Places:
 def _plain(nodes: list[tuple[Node, Defs]]) -> tuple[Plain, ...]:
     """Return the plain schemas that nodes consist of."""
     out: dict[int, Plain] = {}
+    seen: set[int] = set()
     while nodes:
         node, defs = nodes.pop()
-        if isinstance(node, bool) or id(node) in out:
+        if isinstance(node, bool) or id(node) in seen:
             continue
+        seen.add(id(node))
         if "$ref" in node:
             nodes.append((defs[node["$ref"].removeprefix(REF)], defs))
         elif "anyOf" in node or "allOf" in node:
@@ -89,9 +94,16 @@ def has_unique_items(node: Node) -> bool:
     """Tell whether arrays of distinct items are asked for anywhere in a canonical schema."""
     if isinstance(node, list):
         return any(map(has_unique_items, node))
-    return isinstance(node, dict) and (
-        node.get("uniqueItems") is True or any(has_unique_items(value) for key, value in node.items() if key != "enum")
-    )
+    if not isinstance(node, dict):
+        return False
+    if node.get("uniqueItems") is True:
+        return True
+    for key, value in node.items():
+        # What properties are called means nothing, and values of an enum are no schemas.
+        inner = list(value.values()) if key in ("properties", "patternProperties") else value
+        if key != "enum" and has_unique_items(inner):
+            return True
+    return False
 
 
 @dataclass(slots=True)
@@ -123,7 +135,11 @@ class _Frame:
 
     def finish(self) -> bool:
         """Take the current item in; False when it is there already."""
-        value = value_key(json.loads(self.item))
+        try:
+            value = value_key(json.loads(self.item))
+        except (ValueError, RecursionError):
+            # Thousands of digits, a thousand brackets: compared as they are written.
+            value = self.item.decode("utf-8", "replace")
         if value in self.values:
             return False
         self.used += (self.item,)
@@ -282,13 +298,13 @@ class Distinct:
         trial = self._inner.copy()
         try:
             trial.accept(token)
-            return self._search(trial, cursor, [MAX_STEPS])
+            return self._search(trial, cursor, [MAX_STEPS], 0)
         except ConstraintFailed:
             return False
         finally:
             trial.close()
 
-    def _search(self, state: Copyable, cursor: _Cursor, steps: list[int]) -> bool:
+    def _search(self, state: Copyable, cursor: _Cursor, steps: list[int], depth: int) -> bool:
         """Tell whether some way on leads to an item that is not there yet; `steps` has how many are left."""
         for byte in BYTES:
             token = self._tokens.byte_tokens[byte]
@@ -300,12 +316,12 @@ class Distinct:
             if not after.is_open:
                 return True
             steps[0] -= 1
-            if steps[0] < 0:
+            if steps[0] < 0 or depth > MAX_DEPTH:
                 return True
             trial = state.copy()
             try:
                 trial.accept(token)
-                if self._search(trial, after, steps):
+                if self._search(trial, after, steps, depth + 1):
                     return True
             finally:
                 trial.close()

@@ -103,7 +103,7 @@ class Grammars:
     @cached_property
     def _tokens(self) -> Tokens:
         guidance = self._guidance.result()
-        return Tokens(guidance.n_vocab, self._piece, guidance.byte_tokens)
+        return Tokens(guidance.n_vocab, self._piece, guidance.byte_tokens, guidance.end_tokens)
 
     def close(self) -> None:
         """Take nothing more, and wait for what is in the making: it reads the model's vocabulary."""

@@ -148,6 +148,11 @@ class Guidance:
         found = [self._tokenizer.tokenize_bytes(bytes([byte])) for byte in range(256)]
         return [tokens[0] if len(tokens) == 1 else None for tokens in found]
 
+    @property
+    def end_tokens(self) -> list[Token]:
+        """Tokens that end an answer."""
+        return list(self._tokenizer.eos_tokens)
+
     def is_special(self, text: str) -> bool:
         """Tell whether the vocabulary has a token of its own for a mark such as `<tool_call>`."""
         tokens = self._tokenizer.tokenize_str(text, parse_special=True)

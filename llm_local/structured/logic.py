@@ -17,6 +17,9 @@ Defs = Mapping[str, Node]
 TYPES = ("null", "boolean", "number", "string", "array", "object")
 REF = "#/$defs/"
 MAX_ALTERNATIVES = 64
+MAX_STEPS = 3000
+"""Pairs of conjunctions that one proof may look at."""
+
 MAX_DEPTH = 12
 """Deeper than this nothing is proved."""
 
@@ -50,14 +53,15 @@ def type_of(value: Any) -> str:
 # -- exclusion ------------------------------------------------------------------------------------------------------
 
 
-def exclusive(a: Node, b: Node, defs: Defs, depth: int = 0) -> bool:
-    """Tell whether it is provable that no value is valid against both."""
-    if depth > MAX_DEPTH:
+def exclusive(a: Node, b: Node, defs: Defs, depth: int = 0, steps: list[int] | None = None) -> bool:
+    """Tell whether it is provable, within some steps, that no value is valid against both."""
+    steps = [MAX_STEPS] if steps is None else steps
+    if depth > MAX_DEPTH or steps[0] < 0:
         return False
     ways_a, ways_b = alternatives(a, defs), alternatives(b, defs)
     if ways_a is None or ways_b is None:
         return False
-    return all(_ways_exclude(x, y, defs, depth) for x in ways_a for y in ways_b)
+    return all(_ways_exclude(x, y, defs, depth, steps) for x in ways_a for y in ways_b)
 
 
 def told_apart(branches: list[Node], defs: Defs) -> bool:
@@ -129,11 +133,12 @@ def _types(way: list[dict[str, Any]]) -> set[str]:
     return types
 
 
-def _ways_exclude(a: list[dict[str, Any]], b: list[dict[str, Any]], defs: Defs, depth: int) -> bool:
+def _ways_exclude(a: list[dict[str, Any]], b: list[dict[str, Any]], defs: Defs, depth: int, steps: list[int]) -> bool:
+    steps[0] -= 1
     values_a, values_b = _values(a), _values(b)
     if values_a is not None and values_b is not None and not values_a & values_b:
         return True
-    return all(_exclude_as(kind, a, b, defs, depth) for kind in _types(a) & _types(b))
+    return all(_exclude_as(kind, a, b, defs, depth, steps) for kind in _types(a) & _types(b))
 
 
 def _values(way: list[dict[str, Any]]) -> set[str] | None:
@@ -141,7 +146,9 @@ def _values(way: list[dict[str, Any]]) -> set[str] | None:
     return set.intersection(*sets) if sets else None
 
 
-def _exclude_as(kind: str, a: list[dict[str, Any]], b: list[dict[str, Any]], defs: Defs, depth: int) -> bool:
+def _exclude_as(
+    kind: str, a: list[dict[str, Any]], b: list[dict[str, Any]], defs: Defs, depth: int, steps: list[int]
+) -> bool:
     """Tell whether no value of this one type is valid against both."""
     parts = a + b
     if kind == "number":
@@ -153,13 +160,15 @@ def _exclude_as(kind: str, a: list[dict[str, Any]], b: list[dict[str, Any]], def
         if _largest(parts, "minProperties") > _smallest(parts, "maxProperties"):
             return True
         required = dict.fromkeys(name for part in parts for name in part.get("required", []))
-        return any(_exclude_at(name, a, b, defs, depth) for name in required)
+        return any(_exclude_at(name, a, b, defs, depth, steps) for name in required)
     return False
 
 
-def _exclude_at(name: str, a: list[dict[str, Any]], b: list[dict[str, Any]], defs: Defs, depth: int) -> bool:
+def _exclude_at(
+    name: str, a: list[dict[str, Any]], b: list[dict[str, Any]], defs: Defs, depth: int, steps: list[int]
+) -> bool:
     left, right = _properties(name, a), _properties(name, b)
-    return any(exclusive(x, y, defs, depth + 1) for x in left for y in right) or any(
+    return any(exclusive(x, y, defs, depth + 1, steps) for x in left for y in right) or any(
         node is False for node in (*left, *right)
     )
 

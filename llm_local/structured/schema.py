@@ -76,6 +76,15 @@ def canonical(schema: Any) -> Schema:
     Raises:
         InvalidSchema: it is no schema, cannot be enforced, or no value satisfies it.
     """
+    try:
+        return _canonical(schema)
+    except RecursionError:
+        raise InvalidSchema("#: the schema is nested, or its references are chained, too deep.") from None
+    except OverflowError:
+        raise InvalidSchema("#: a number in the schema is too large.") from None
+
+
+def _canonical(schema: Any) -> Schema:
     _check_text(schema)
     rewriter = _Rewriter(schema)
     root = rewriter.node(schema, "#", 0)
@@ -385,7 +394,8 @@ class _Node:
             return
         items = self.source.get("items")
         values = self._finite(self.sub(items, "items")) if isinstance(items, dict) else None
-        if values is None or not isinstance(least, int) or self.source.get("prefixItems"):
+        counted = all(isinstance(n, int) and n >= 0 for n in (least, 0 if most is None else most))
+        if values is None or not counted or self.source.get("prefixItems"):
             self.plain[key] = True
             return
         top = min(len(values), most if isinstance(most, int) else len(values))
@@ -455,6 +465,11 @@ class _Node:
         """Names that a pattern or a list allows: all others are forbidden."""
         names = self.sub(value, key)
         if names is True or names == {"type": "string"}:
+            return
+        kinds = names.get("type", "string") if isinstance(names, dict) else "string"
+        if "string" not in (kinds if isinstance(kinds, list) else [kinds]):
+            # No name is a number: no property is allowed.
+            self.parts.append({"properties": {}, "additionalProperties": False})
             return
         if isinstance(names, dict) and set(names) <= {"type", "enum"} and "enum" in names:
             allowed = {name: True for name in names["enum"] if isinstance(name, str)}

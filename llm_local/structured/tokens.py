@@ -47,12 +47,20 @@ class Tokens:
         n_vocab: number of tokens (logits).
         piece: returns the bytes that a token stands for in an answer.
         byte_tokens: the token of each byte, where the vocabulary has one.
+        end_tokens: tokens that end an answer.
     """
 
-    def __init__(self, n_vocab: int, piece: Callable[[Token], bytes], byte_tokens: SequenceOf[Token | None]) -> None:
+    def __init__(
+        self,
+        n_vocab: int,
+        piece: Callable[[Token], bytes],
+        byte_tokens: SequenceOf[Token | None],
+        end_tokens: SequenceOf[Token],
+    ) -> None:
         self.n_vocab = n_vocab
         self.piece = piece
         self.byte_tokens = byte_tokens
+        self.end_tokens = frozenset(end_tokens)
         self._starting_with: dict[bytes, npt.NDArray[np.intp]] = {}
 
     @cached_property

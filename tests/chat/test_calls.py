@@ -46,6 +46,10 @@ CASES: list[tuple[str, bool, str, list[list[str]]]] = [
     ('{"name": "search", "parameters": {}}; {"name": "weather", "parameters": {}}', False, "",
      [["search", "{}"], ["weather", "{}"]]),
     ('{"name": "weather", "parameters": {}}', True, "", [["weather", "{}"]]),
+    ('<tool_call>\n{"name": "search", "arguments": {"q": "weather"}}\n</tool_call>', True, "",
+     [["search", '{"q": "weather"}']]),
+    ('{"name": "search", "parameters": {}}, {"name": "weather", "parameters": {}}', False, "",
+     [["search", "{}"], ["weather", "{}"]]),
     ('<|python_tag|>{"name": "search", "parameters": {}}', False, "", [["search", "{}"]]),
     ("<|python_tag|>print(1)", False, "<|python_tag|>print(1)", []),
     ("<|py", False, "<|py", []),
@@ -110,3 +114,13 @@ def test_where_an_opening_ends(text: str, kind: Kind, name: str | None, rest: st
 @pytest.mark.parametrize("text", ["", "{", '{"name": "weathe', "```js", "x <tool", '{"name": "other"'])
 def test_what_is_no_opening_yet(text: str) -> None:
     assert Openings(NAMES).find(text)[0] is None
+
+
+@pytest.mark.parametrize("text", ['{"name": "search", "age": 3}', '{"name":"use <tool_call> tags"}', "<tool"])
+def test_json_beside_calls_may_say_anything(text: str) -> None:
+    for pieces in ([text], list(text)):
+        parser = ReplyParser(Openings(NAMES), NAMES, mark="<tool_call>")
+        events = [event for piece in pieces for event in parser.feed(piece)] + parser.feed("", last=True)
+        assert "".join(event.text for event in events if isinstance(event, Content)) == text
+    parser = ReplyParser(Openings(NAMES), NAMES, mark="<tool_call>")
+    assert CallBegins(0, "weather") in parser.feed(HERMES, last=True)

@@ -292,3 +292,24 @@ def test_sampling_first_keeps_the_distribution_of_masking_first() -> None:
     counts = asyncio.run(scenario())
     spread = np.sqrt(800 * p * (1 - p))
     assert (abs(counts - 800 * p) < 4 * spread + 1).all()
+
+
+def test_a_constraint_with_a_bug_ends_its_own_answer_only() -> None:
+    class Broken(Scripted):
+        def allows(self, token: int) -> bool:
+            raise RuntimeError("a bug")
+
+        def forced(self) -> list[int]:
+            if self.at == 0 and not self._allowed[0]:
+                raise RuntimeError("a bug")
+            return []
+
+    async def scenario() -> None:
+        async with running(FakeBackend()) as engine:
+            for broken in (Broken([[65]]), Broken([[]])):
+                with pytest.raises(ConstraintFailed, match="internal error"):
+                    await collect(engine.submit([request((1,), 9, SamplingParams())], constraints=[broken]))
+                assert broken.closed == 1
+            assert (await collect(engine.submit([request((3,), 4)])))[0][-1].finish is not None
+
+    asyncio.run(scenario())

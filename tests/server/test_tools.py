@@ -250,6 +250,8 @@ def test_items_of_arguments_differ(says: str) -> None:
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "pattern"),
         ({"tools": [*TOOLS, TOOLS[0]]}, "tools.2.function.parameters", "Two tools"),
         ({"tool_choice": {"type": "function", "function": {"name": "nobody"}}}, "tool_choice", "'weather', 'now'"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}]},
+         "tools.0.function.parameters", "type 'object'"),
         ({"tool_choice": "any"}, "tool_choice", "'required'"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object",
           "properties": {"a": {"contains": {}}}}}}]}, "tools.0.function.parameters", "#/properties/a/contains"),

@@ -34,7 +34,7 @@ REPLY = {
 
 def closing(schema: Any, budget: int) -> Closing:
     inner = GUIDANCE.json(canonical(schema)).start()
-    return Closing(inner, Tokens(N_VOCAB, piece, GUIDANCE.byte_tokens), budget)
+    return Closing(inner, Tokens(N_VOCAB, piece, GUIDANCE.byte_tokens, [END]), budget)
 
 
 def rambling(constraint: Constraint, choose: random.Random, budget: int) -> tuple[str, bool]:
@@ -102,3 +102,13 @@ def test_an_answer_with_room_is_not_touched() -> None:
         inner = GUIDANCE.json(canonical(REPLY)).start()
         outer = closing(REPLY, 10_000)
         assert rambling(inner, plain, 60) == rambling(outer, wrapped, 60)
+
+
+def test_where_the_answer_is_complete_already_only_an_end_is_left() -> None:
+    constraint = closing({"type": "number"}, 2)
+    three, dot = (GUIDANCE.byte_tokens[byte] for byte in b"3.")
+    assert constraint.allows(three)
+    constraint.accept(three)
+    assert not constraint.allows(dot), "a digit would have to follow, and there is no room for it"
+    assert list(constraint.allowed().nonzero()[0]) == [END]
+    assert constraint.allows(END)

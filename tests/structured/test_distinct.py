@@ -16,10 +16,10 @@ from llm_local.structured.schema import canonical
 from llm_local.structured.tokens import Tokens
 from tests.structured.test_closing import rambling
 from tests.structured.test_json_schema import compact
-from tests.structured.vocabulary import N_VOCAB, accepts, guidance, piece, walk
+from tests.structured.vocabulary import END, N_VOCAB, accepts, guidance, piece, walk
 
 GUIDANCE = guidance()
-TOKENS = Tokens(N_VOCAB, piece, GUIDANCE.byte_tokens)
+TOKENS = Tokens(N_VOCAB, piece, GUIDANCE.byte_tokens, [END])
 
 
 def distinct(items: Any, **more: Any) -> dict[str, Any]:
@@ -114,3 +114,29 @@ def test_it_works_inside_closing() -> None:
         text, ended = rambling(Closing(start(schema), TOKENS, 40), random.Random(seed), 40)
         assert ended
         jsonschema.validate(json.loads(text), schema)
+
+
+@pytest.mark.parametrize(
+    "item", ["1" * 4400, "[" * 200 + "]" * 200, '"' + "x" * 1500 + '"'], ids=["digits", "brackets", "text"]
+)
+def test_items_of_any_length_are_compared(item: str) -> None:
+    constraint = start({"type": "array", "uniqueItems": True, "items": {}})
+    assert not accepts(constraint, f"[{item},{item}]")
+    assert accepts(start({"type": "array", "uniqueItems": True}), f"[{item},1]")
+
+
+def test_a_property_may_be_called_anything() -> None:
+    schema = {"type": "object", "properties": {"enum": distinct({"type": "number"})}, "required": ["enum"]}
+    assert accepts(start(schema), '{"enum":[1,2]}')
+    assert not accepts(start(schema), '{"enum":[1,1]}')
+
+
+def test_definitions_that_refer_to_two_others_each_are_followed_once() -> None:
+    defs = {
+        f"{x}{n}": {"anyOf": [{"$ref": f"#/$defs/a{n + 1}"}, {"$ref": f"#/$defs/b{n + 1}"}]}
+        for n in range(30)
+        for x in "ab"
+    }
+    defs |= {"a30": {"type": "object", "properties": {}}, "b30": {"type": "null"}}
+    places = Places([canonical({"properties": {"u": distinct({}), "x": {"$ref": "#/$defs/a0"}}, "$defs": defs})])
+    assert places.of_property(places.root, "x")

@@ -16,10 +16,10 @@ from llm_local.errors import InvalidSchema
 from llm_local.structured.distinct import CompiledDistinct, Places
 from llm_local.structured.schema import canonical
 from llm_local.structured.tokens import Tokens
-from tests.structured.vocabulary import N_VOCAB, accepts, guidance, piece, walks
+from tests.structured.vocabulary import END, N_VOCAB, accepts, guidance, piece, walks
 
 GUIDANCE = guidance()
-TOKENS = Tokens(N_VOCAB, piece, GUIDANCE.byte_tokens)
+TOKENS = Tokens(N_VOCAB, piece, GUIDANCE.byte_tokens, [END])
 NODE = {"type": "object", "properties": {"v": {"type": "integer"}, "next": {"$ref": "#/$defs/node"}}, "required": ["v"],
         "additionalProperties": False}  # fmt: skip
 
@@ -60,6 +60,7 @@ CASES: list[tuple[Any, list[Any], list[Any]]] = [
     ({"type": "object", "additionalProperties": {"type": "integer"}}, [{}, {"a": 1, "b": 2}], [{"a": "1"}]),
     ({"type": "object", "patternProperties": {"^x": {"type": "integer"}}, "additionalProperties": False},
      [{}, {"xa": 1}], [{"a": 1}, {"xa": "1"}]),
+    ({"type": "object", "propertyNames": {"type": "integer", "enum": ["a"]}}, [{}], [{"a": 1}]),
     ({"type": "object", "propertyNames": {"pattern": "^[a-z]+$"}}, [{}, {"ab": 1}], [{"A": 1}]),
     ({"type": "object", "properties": {"a": {}, "b": {}, "c": {}}, "additionalProperties": False, "minProperties": 2},
      [{"a": 1, "b": 2}, {"b": 1, "c": 2}], [{}, {"a": 1}]),
@@ -133,6 +134,16 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"type": "object", "required": ["a"], "properties": {"a": {"$ref": "#"}}}, "#", "no value satisfies"),
     (False, "#", "no value satisfies"),
     ({"format": ["date"]}, "#/format", "must be a string"),
+    ({"minimum": 10**400}, "#", "too large"),
+    ({"minItems": 10**400}, "#", "too large"),
+    ({"enum": [json.loads("[" * 600 + "]" * 600)]}, "#", "too deep"),
+    ({"not": {"enum": ["a" * 1500]}}, "#", "too deep"),
+    (
+        {"$ref": "#/$defs/0", "$defs": {str(n): {"items": {"$ref": f"#/$defs/{n + 1}"}} for n in range(300)}},
+        "#",
+        "too deep",
+    ),
+    ({"uniqueItems": True, "minItems": -1, "items": {"enum": [1, 2]}}, "#/minItems", "whole number"),
     ({"maxLength": float("inf")}, "#", "infinite"),
     ({"const": "\ud800"}, "#", "surrogate"),
     ({"allOf": None, "properties": [], "unevaluatedProperties": False}, "#/properties", "must be an object"),
