@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from llm_local.chat.calls import CLOSE, OPEN
+from llm_local.chat.openings import CLOSE, OPEN
 
 INSTRUCTIONS = """# Tools
 

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from typing import TypeVar
 
 from llm_local.engine.backend import Backend, NoRoom, Sampler, SideJob
 from llm_local.engine.batch import Batch, Part
@@ -30,6 +31,8 @@ from llm_local.engine.types import Delta, FinishReason, GenerationRequest, Token
 from llm_local.errors import DeadlineExceeded, DecodeFailed, Draining, EngineDead, LLMLocalError, QueueFull
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 JOIN_TIMEOUT_S = 30.0
 
@@ -312,9 +315,6 @@ class Engine:
         except ConstraintFailed as error:
             self._end(sequence, sequence.failed(error))
             return
-        except Exception as error:
-            self._end(sequence, sequence.failed(_broken(error)))
-            return
         if sequence.done:
             delta = sequence.delta()
             assert delta is not None
@@ -384,11 +384,6 @@ class Engine:
             except (ConstraintFailed, DecodeFailed) as error:
                 self._end(sequence, sequence.failed(error))
                 return
-            except Exception as error:
-                if sequence.constraint is None:
-                    raise
-                self._end(sequence, sequence.failed(_broken(error)))
-                return
         delta = sequence.delta()
         if sequence.done:
             assert delta is not None
@@ -419,14 +414,14 @@ class Engine:
             return token
         began = time.perf_counter()
         for _ in range(MOST_REFUSALS):
-            if constraint.allows(token):
+            if _ask(constraint.allows, token):
                 break
             self.stats.refused_tokens += 1
-            token = sequence.sampler.sample(row, constraint.allowed())
+            token = sequence.sampler.sample(row, _ask(constraint.allowed))
         else:
             raise ConstraintFailed("The grammar could not be followed: every token that was tried is refused.")
         if not self._backend.is_end(token):
-            constraint.accept(token)
+            _ask(constraint.accept, token)
         sequence.constraint_s += time.perf_counter() - began
         return token
 
@@ -439,10 +434,10 @@ class Engine:
         if constraint is None or sequence.done or sequence.request.params.logprobs is not None:
             return
         began = time.perf_counter()
-        for token in constraint.forced():
+        for token in _ask(constraint.forced):
             if sequence.done or sequence.n_generated >= sequence.request.max_tokens:
                 break
-            constraint.accept(token)
+            _ask(constraint.accept, token)
             sequence.sampler.accept(token)
             sequence.append(token, self._backend.piece(token), is_end=False)
             sequence.n_forced += 1
@@ -480,10 +475,15 @@ class Engine:
         self._backend.close()
 
 
-def _broken(error: Exception) -> ConstraintFailed:
-    """Return what an answer ends with whose constraint has a bug: its neighbours must not end with it."""
-    log.error("a constraint broke", exc_info=error)
-    return ConstraintFailed("The grammar could not be followed: an internal error, which is in the log.")
+def _ask(question: Callable[..., T], *arguments: Token) -> T:
+    """Ask a constraint; a bug of its own ends its answer, and not the engine."""
+    try:
+        return question(*arguments)
+    except ConstraintFailed:
+        raise
+    except Exception as error:
+        log.exception("a constraint broke")
+        raise ConstraintFailed("The grammar could not be followed: an internal error, which is in the log.") from error
 
 
 def _close_all(things: SequenceOf[Sampler | Constraint]) -> None:

@@ -6,8 +6,9 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from llm_local.chat.calls import CallArguments, CallBegins, Content, Event, Openings, ReplyParser
+from llm_local.chat.calls import CallArguments, CallBegins, Content, Event, ReplyParser
 from llm_local.chat.dialects import dialect_of
+from llm_local.chat.openings import Openings
 from llm_local.engine.types import FinishReason
 from llm_local.errors import RequestError
 from llm_local.server.runtime import Loaded

@@ -14,7 +14,8 @@ import numpy as np
 
 from llm_local.engine.constraint import Allowed, Constraint
 from llm_local.engine.types import Token
-from llm_local.structured.guidance import FLEXIBLE, CompiledGuidance, Guidance, document
+from llm_local.structured.document import document
+from llm_local.structured.guidance import FLEXIBLE, CompiledGuidance, Guidance
 from llm_local.structured.schema import Schema
 from llm_local.structured.spec import CallFormat
 from llm_local.structured.tokens import Compiled, Feedable

@@ -19,10 +19,11 @@ from llm_local.engine.constraint import Constraint
 from llm_local.errors import InvalidGrammar, InvalidSchema, RequestError
 from llm_local.structured.calls import CallGrammars, CompiledAfterOpening
 from llm_local.structured.closing import Closing
-from llm_local.structured.distinct import CompiledDistinct, Places, has_unique_items
+from llm_local.structured.distinct import CompiledDistinct
 from llm_local.structured.gbnf import check_gbnf
 from llm_local.structured.guidance import Guidance
 from llm_local.structured.native import NativeEngine
+from llm_local.structured.places import Places, has_unique_items
 from llm_local.structured.schema import Schema, canonical
 from llm_local.structured.spec import CallsSpec, ChoiceSpec, GbnfSpec, JsonSpec, RegexSpec, Spec
 from llm_local.structured.tokens import Compiled, Copyable, Tokens

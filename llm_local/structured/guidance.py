@@ -6,7 +6,6 @@ Compiling runs on workers; a `GuidanceConstraint` belongs to the engine thread o
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from functools import cached_property
@@ -19,23 +18,9 @@ from llguidance.gbnf_to_lark import any_to_lark
 from llm_local.engine.constraint import Allowed, ConstraintFailed
 from llm_local.engine.types import Token
 from llm_local.errors import InvalidGrammar, InvalidSchema
-from llm_local.structured.logic import Node, has_all_of
+from llm_local.structured.document import document
 from llm_local.structured.pattern import to_rust
 from llm_local.structured.schema import Schema
-
-# Dates that Python and JavaScript read, too: no year 0, no leap second, at most nanoseconds.
-_YEAR = r"(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
-_CLOCK = r"[0-9]{2}:[0-9]{2}:[0-5][0-9](?:\.[0-9]{1,9})?[Zz+-]"
-STRICTER_FORMATS = {
-    "date": f"^{_YEAR}-",
-    "date-time": f"^{_YEAR}-[0-9]{{2}}-[0-9]{{2}}.{_CLOCK}",
-    "time": f"^{_CLOCK}",
-}
-
-MAX_INTEGER = 2**63 - 1024
-"""Integers without bounds have 64 bits (less what a double rounds): a model lost in digits would never end one."""
-
-NARROWED_BY = 1e-9
 
 FLEXIBLE = {"whitespace_pattern": r"[ \t\r\n]{1,60}"}
 """Optional whitespace between the parts of JSON, but not without end: small models get lost in it."""
@@ -256,69 +241,6 @@ def whole(pattern: str) -> str:
     if translated.endswith("$") and not translated.endswith("\\$"):
         translated = translated[:-1]
     return translated
-
-
-def document(schema: Schema) -> dict[str, Any]:
-    """Return a canonical schema as llguidance reads it."""
-    merges = has_all_of([schema.root, *schema.defs.values()])
-    root = _emit(schema.root, merges)
-    defs = {name: _emit(node, merges) for name, node in schema.defs.items()}
-    return {**({"$defs": defs} if defs else {}), **(root if isinstance(root, dict) else {})}
-
-
-def _emit(node: Node, merges: bool) -> Node:
-    """Return a canonical node in llguidance's reading: a format that it knows is enforced, with what makes it safe.
-
-    Args:
-        merges: whether bounds of this node may be joined with those of another one.
-    """
-    if isinstance(node, list):
-        return [_emit(item, merges) for item in node]
-    if not isinstance(node, dict):
-        return node
-    out: dict[str, Any] = {}
-    for key, value in node.items():
-        if key == "uniqueItems":
-            # `distinct.py` sees to it.
-            continue
-        if key in ("properties", "patternProperties"):
-            out[key] = {name: _emit(item, merges) for name, item in value.items()}
-        else:
-            out[key] = value if key in ("enum", "required", "type") else _emit(value, merges)
-    if "integer" in (kinds := _kinds(node)) and "number" not in kinds:
-        out["minimum"] = max(out.get("minimum", -MAX_INTEGER), -MAX_INTEGER)
-        out["maximum"] = min(out.get("maximum", MAX_INTEGER), MAX_INTEGER)
-    elif merges or _bounds_are_near(node):
-        _narrow_bounds(out)
-    stricter = STRICTER_FORMATS.get(node.get("format", ""))
-    return {"allOf": [out, {"pattern": stricter}]} if stricter else out
-
-
-def _kinds(node: dict[str, Any]) -> list[str]:
-    kinds = node.get("type", [])
-    return kinds if isinstance(kinds, list) else [kinds]
-
-
-def _bounds_are_near(node: dict[str, Any]) -> bool:
-    lows = [node[key] for key in ("minimum", "exclusiveMinimum") if key in node]
-    highs = [node[key] for key in ("maximum", "exclusiveMaximum") if key in node]
-    return bool(lows and highs) and min(highs) - max(lows) < 1
-
-
-def _narrow_bounds(node: dict[str, Any]) -> None:
-    """Replace exclusive bounds that are whole numbers by inclusive ones beside them.
-
-    llguidance 1.9 lets the bound itself pass where the other one is less than 1 away (`0 < x <= 0.5` admits 0).
-    Elsewhere bounds stay as they are: it reads no `9.9` below 9.999999999, only `9.900000000`.
-    """
-    for exclusive, inclusive, sign in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):
-        bound = node.get(exclusive)
-        if bound is None or bound != int(bound):
-            continue
-        nearest = bound + sign * max(NARROWED_BY, 2 * math.ulp(bound))
-        del node[exclusive]
-        other = node.get(inclusive, nearest)
-        node[inclusive] = max(other, nearest) if sign > 0 else min(other, nearest)
 
 
 def _first_lines(text: str) -> str:

@@ -19,22 +19,10 @@ from decimal import Decimal
 from typing import Any
 
 from llm_local.errors import InvalidSchema
-from llm_local.structured.logic import (
-    TYPES,
-    Defs,
-    Node,
-    all_of,
-    any_of,
-    can_end,
-    closed_names,
-    endless,
-    exclusive,
-    has_all_of,
-    looping,
-    negate,
-    told_apart,
-    value_key,
-)
+from llm_local.structured.endings import can_end, endless, looping
+from llm_local.structured.exclusion import exclusive, told_apart
+from llm_local.structured.logic import TYPES, Defs, Node, all_of, any_of, has_all_of, value_key
+from llm_local.structured.negation import closed_names, negate
 from llm_local.structured.pattern import to_rust
 from llm_local.structured.references import References
 

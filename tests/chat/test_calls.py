@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from llm_local.chat.calls import CallArguments, CallBegins, Content, Kind, Openings, ReplyParser
+from llm_local.chat.calls import CallArguments, CallBegins, Content, ReplyParser
+from llm_local.chat.openings import Kind, Openings
 
 NAMES = ("weather", "weather_at", "search")
 

@@ -11,7 +11,8 @@ import pytest
 
 from llm_local.errors import InvalidSchema
 from llm_local.structured.closing import Closing
-from llm_local.structured.distinct import CompiledDistinct, Distinct, Places, has_unique_items
+from llm_local.structured.distinct import CompiledDistinct, Distinct
+from llm_local.structured.places import Places, has_unique_items
 from llm_local.structured.schema import canonical
 from llm_local.structured.tokens import Tokens
 from tests.structured.test_closing import rambling

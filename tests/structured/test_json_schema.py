@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm_local.errors import InvalidSchema
-from llm_local.structured.distinct import CompiledDistinct, Places
+from llm_local.structured.distinct import CompiledDistinct
+from llm_local.structured.places import Places
 from llm_local.structured.schema import canonical
 from llm_local.structured.tokens import Tokens
 from tests.structured.vocabulary import END, N_VOCAB, accepts, guidance, piece, walks
