@@ -126,7 +126,6 @@ class PrefixCache:
             self._evict(target)
             if source is not None:
                 self._share(source, target, common)
-                source.idle_since = self._step
         self.trim(target, common)
         target.busy, target.reserved = True, reserve
         return target, common
@@ -144,9 +143,10 @@ class PrefixCache:
         target = self._target(None, 0)
         self._evict(target)
         self.make_room(n)
-        if common == n:
+        loaded = self._memory.load(target.id, parked.data)
+        if common == n or not loaded:
             self._host.remove(parked)
-        if not self._memory.load(target.id, parked.data):
+        if not loaded:
             self.drop(target)
             return None
         self.extend(target, parked.tokens)
@@ -166,7 +166,7 @@ class PrefixCache:
                 return
 
     def _own(self, slot: Slot) -> bool:
-        """Whether the slot has cells of its own, enough to be worth moving."""
+        """Whether the slot has cells of its own, enough to be worth moving: what several share, stays."""
         return int((self._refs[slot.cells[: slot.length]] == 1).sum()) >= WORTH_PARKING
 
     def _evict(self, slot: Slot) -> None:

@@ -148,7 +148,10 @@ class LlamaBackend:
 
     def save(self, slot: int) -> bytearray:
         """Copy the KV of a slot out; see `Backend.save`."""
-        data = bytearray(llama_cpp.llama_state_seq_get_size(self._context, slot))
+        try:
+            data = bytearray(llama_cpp.llama_state_seq_get_size(self._context, slot))
+        except MemoryError:
+            return bytearray()
         buffer = (ctypes.c_uint8 * len(data)).from_buffer(data)
         written = llama_cpp.llama_state_seq_get_data(self._context, buffer, len(data), slot)
         return data if written == len(data) else bytearray()

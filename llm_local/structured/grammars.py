@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any, cast
 
 from llm_local.engine.constraint import Constraint
-from llm_local.errors import InvalidGrammar, InvalidSchema, RequestError
+from llm_local.errors import InvalidGrammar, InvalidSchema, QueueFull, RequestError
 from llm_local.structured.calls import CallGrammars, CompiledAfterOpening
 from llm_local.structured.closing import Closing
 from llm_local.structured.distinct import CompiledDistinct
@@ -33,6 +33,7 @@ MAX_SCHEMA_BYTES = 2**20
 MAX_CHOICES = 10_000
 THREADS = 2
 BUDGET_S = 2.0
+QUEUE_S = 10
 MAX_CHOICE_CHARACTERS = 2**18
 
 
@@ -71,8 +72,11 @@ class Grammars:
 
         Raises:
             InvalidSchema, InvalidGrammar: it cannot be enforced, or not compiled in time; the text says where and why.
+            QueueFull: others are compiled for too long already.
         """
         await asyncio.shield(asyncio.wrap_future(self._guidance))
+        if self._find(spec) is not None:
+            return self.constraints(spec, n, max_tokens)
         loop = asyncio.get_running_loop()
         begun = asyncio.Event()
 
@@ -80,17 +84,24 @@ class Grammars:
             loop.call_soon_threadsafe(begun.set)
             return self.constraints(spec, n, max_tokens)
 
-        job = asyncio.ensure_future(loop.run_in_executor(self._threads, work))
+        job = loop.run_in_executor(self._threads, work)
         try:
-            await asyncio.wait((job, waiting := asyncio.ensure_future(begun.wait())), return_when="FIRST_COMPLETED")
-            waiting.cancel()
+            await self._begin(begun)
             return await asyncio.wait_for(asyncio.shield(job), BUDGET_S)
         except TimeoutError:
             error = InvalidSchema if isinstance(spec, JsonSpec | CallsSpec) else InvalidGrammar
             raise error(f"It takes over {BUDGET_S:.0f} s to compile. Make it smaller.", param=spec.param) from None
         finally:
-            if not job.done():
+            # One that has not begun never will; of one that has, nobody takes the result.
+            if not job.done() and not (not begun.is_set() and job.cancel()):
                 job.add_done_callback(_close_unused)
+
+    @staticmethod
+    async def _begin(begun: asyncio.Event) -> None:
+        try:
+            await asyncio.wait_for(begun.wait(), QUEUE_S)
+        except TimeoutError:
+            raise QueueFull("The server is busy compiling schemas; try again.", retry_after_s=QUEUE_S) from None
 
     def constraints(self, spec: Spec, n: int, max_tokens: int) -> list[Constraint]:
         """Do the work of `prepare`, on any thread."""
@@ -111,23 +122,25 @@ class Grammars:
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._guidance.exception()
 
-    def _compiled(self, spec: Spec) -> Compiled:
-        try:
-            key = _key(spec)
-        except RecursionError:
-            raise InvalidSchema("The schema is nested too deep.", param=spec.param) from None
+    def _find(self, spec: Spec) -> Compiled | None:
+        """Return what was compiled before."""
         with self._lock:
-            found = self._cache.get(key)
+            found = self._cache.get(key := _key(spec))
             if found is not None:
                 self._cache.move_to_end(key)
-                return found
+            return found
+
+    def _compiled(self, spec: Spec) -> Compiled:
+        found = self._find(spec)
+        if found is not None:
+            return found
         try:
             compiled = self._compile(spec)
         except RequestError as error:
             error.param = error.param or spec.param
             raise
         with self._lock:
-            self._cache[key] = compiled
+            self._cache[_key(spec)] = compiled
             if len(self._cache) > CACHE_SIZE:
                 self._cache.popitem(last=False)
         return compiled
@@ -230,5 +243,8 @@ def _gbnf_literal(text: str) -> str:
 def _key(spec: Spec) -> str:
     """Return the hash of what a spec asks for; the order of a schema's keys counts, as it orders properties."""
     content: dict[str, Any] = {name: getattr(spec, name) for name in spec.__slots__ if name != "param"}
-    text = json.dumps(content, default=lambda value: callable(value) or [getattr(value, n) for n in value.__slots__])
+    try:
+        text = json.dumps(content, default=lambda it: callable(it) or [getattr(it, name) for name in it.__slots__])
+    except RecursionError:
+        raise InvalidSchema("The schema is nested too deep.", param=spec.param) from None
     return hashlib.sha256(f"{type(spec).__name__} {text}".encode()).hexdigest()

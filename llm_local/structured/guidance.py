@@ -26,7 +26,8 @@ FLEXIBLE = {"whitespace_pattern": r"[ \t\r\n]{1,60}"}
 """Optional whitespace between the parts of JSON, but not without end: small models get lost in it."""
 
 MAX_ITEMS = 20_000
-"""Earley items in one row: an object of a thousand optional properties has four thousand."""
+"""Earley items in one row: an object of a thousand optional properties has four thousand. (So many as
+`schema.MAX_PROPERTIES` fit; llguidance says that there are too many only in mid-answer.)"""
 
 
 class TokenTable(Protocol):
@@ -145,12 +146,8 @@ class Guidance:
 
     def _compile(self, grammar: str, error: Callable[[str], Exception]) -> CompiledGuidance:
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
-        trial = matcher.deep_copy()
-        if not matcher.is_error():
-            # What is too large shows at the first mask.
-            trial.compute_bitmask()
-        if trial.is_error():
-            raise error(_first_lines(trial.get_error()))
+        if matcher.is_error():
+            raise error(_first_lines(matcher.get_error()))
         return CompiledGuidance(matcher, self._tokenizer, self.n_vocab)
 
 

@@ -34,6 +34,7 @@ MAX_LISTED = 100
 MAX_COUNT = 2**31
 MAX_MULTIPLE = 100_000
 MAX_BRANCHES = 64
+MAX_PROPERTIES = 4000
 MAX_SECONDS = 1.5
 
 FORMATS = frozenset(
@@ -383,7 +384,7 @@ class _Node:
         items = self.source.get("items")
         values = self._finite(self.sub(items, "items")) if isinstance(items, dict) else None
         counted = all(isinstance(n, int) and n >= 0 for n in (least, 0 if most is None else most))
-        if values is None or not counted or self.source.get("prefixItems"):
+        if values is None or not counted or len(values) > MAX_LISTED or self.source.get("prefixItems"):
             self.plain[key] = True
             return
         top = min(len(values), most if isinstance(most, int) else len(values))
@@ -413,7 +414,9 @@ class _Node:
     # -- objects ----------------------------------------------------------------------------------------------------
 
     def properties(self, key: str, value: Any) -> None:
-        self.plain[key] = {name: self.sub(node, key, name) for name, node in self._map(key, value).items()}
+        if len(self._map(key, value)) > MAX_PROPERTIES:
+            raise self.bad(key, f"there are {len(value)}; at most {MAX_PROPERTIES} can be enforced.")
+        self.plain[key] = {name: self.sub(node, key, name) for name, node in value.items()}
 
     def pattern_properties(self, key: str, value: Any) -> None:
         nodes = self._map(key, value).items()
@@ -501,6 +504,7 @@ class _Node:
         names: dict[str, None] = {}
         if not isinstance(source, dict):
             return names
+        self._rewriter.check_time(where)
         for applicator in ("anyOf", "oneOf", "if", "dependentSchemas", "patternProperties", "not", "$dynamicRef"):
             if applicator in source or depth > MAX_DEPTH:
                 raise self.bad("unevaluatedProperties", f"together with '{applicator}' it cannot be enforced.")

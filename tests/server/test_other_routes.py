@@ -238,6 +238,12 @@ def test_metrics_count_what_answers_cost(http: httpx.Client) -> None:
 
     assert grown("generated_tokens_total") == plain["completion_tokens"] + forced["completion_tokens"] + 3
     assert grown("prompt_tokens_total") == 2 * plain["prompt_tokens"] + forced["prompt_tokens"]
+    assert (
+        grown("cached_prompt_tokens_total")
+        == sum(usage["prompt_tokens_details"]["cached_tokens"] for usage in (plain, forced))
+        + plain["prompt_tokens"]
+        - 1
+    )
     assert grown("forced_tokens_total") == forced["completion_tokens"] == 2 * len("a long answer")
     assert grown("grammar_seconds_count") == 2
     assert grown("generation_seconds_count") == 4

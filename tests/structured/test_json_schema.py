@@ -89,6 +89,8 @@ CASES: list[tuple[Any, list[Any], list[Any]]] = [
                 {"properties": {"b": {"type": "string"}}, "required": ["b"]}]}, [{"a": 1, "b": ""}], [{"a": 1}]),
     ({"type": "string", "not": {"enum": ["нет", "no"]}}, ["да", "n", "nop", ""], ["нет", "no"]),
     ({"type": ["string", "integer"], "not": {"type": "string"}}, [1], ["a"]),
+    ({"type": "string", "not": {"minLength": 3}}, ["", "ab"], ["abc"]),
+    ({"type": "array", "items": {"const": 1}, "not": {"maxItems": 1}}, [[1, 1]], [[], [1]]),
     ({"type": "object", "properties": {"kind": {"enum": ["a", "b"]}, "n": {"type": "integer"}},
       "required": ["kind"], "additionalProperties": False,
       "if": {"properties": {"kind": {"const": "a"}}}, "then": {"required": ["n"]}},
@@ -134,6 +136,9 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"anyOf": [{"$ref": "#"}, {"type": "null"}]}, "#", "leads back to itself"),
     ({"type": "object", "required": ["a"], "properties": {"a": {"$ref": "#"}}}, "#", "no value satisfies"),
     (False, "#", "no value satisfies"),
+    ({"multipleOf": 1000003}, "#/multipleOf", "100000"),
+    ({"allOf": [{"type": "integer", "multipleOf": n} for n in (7, 11, 13, 17, 19, 23)]}, "#", "least common multiple"),
+    ({"properties": {f"p{n}": {} for n in range(4001)}}, "#/properties", "at most 4000"),
     ({"format": ["date"]}, "#/format", "must be a string"),
     ({"minimum": 10**400}, "#", "too large"),
     ({"minItems": 10**400}, "#", "too large"),
@@ -357,3 +362,10 @@ JUNK = st.recursive(
 def test_no_junk_is_an_internal_error(schema: Any) -> None:
     with contextlib.suppress(InvalidSchema):
         GUIDANCE.json(canonical(schema)).start()
+
+
+def test_an_object_of_the_most_properties_is_followed() -> None:
+    """llguidance would say that they are too many only when the answer is at them."""
+    properties = {f"p{n}": {"const": n} for n in range(4000)}
+    schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    assert admits(schema, {"p1": 1, "p3999": 3999})

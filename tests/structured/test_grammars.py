@@ -1,0 +1,109 @@
+"""Which engine serves what, what is kept, and what happens to what takes too long."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from llm_local.errors import InvalidSchema, QueueFull
+from llm_local.structured import grammars as module
+from llm_local.structured.grammars import Grammars
+from llm_local.structured.guidance import Guidance
+from llm_local.structured.spec import ChoiceSpec, JsonSpec
+from tests.structured.vocabulary import accepts, guidance, piece
+
+ONLY_NATIVE = {"type": "object", "patternProperties": {"^a": {}, "a$": {}}}
+"""llguidance refuses patterns that may both match."""
+
+
+class Native:
+    """A LlamaGrammar engine that serves, or refuses, and says when it was asked."""
+
+    def __init__(self, serves: bool) -> None:
+        self.serves = serves
+        self.asked = 0
+
+    def json(self, schema: Any) -> Any:
+        self.asked += 1
+        if not self.serves:
+            raise InvalidSchema("#: LlamaGrammar does not, either.")
+        return guidance().choice(["native"])
+
+
+def made(native: Native | None = None, engine: str = "auto") -> Grammars:
+    tables: Future[Guidance] = Future()
+    tables.set_result(guidance())
+    native_engine: Any = native
+    return Grammars(tables, piece, native_engine, engine)
+
+
+@pytest.mark.parametrize(
+    ("engine", "schema", "asked"),
+    [("auto", ONLY_NATIVE, 1), ("auto", {"const": 1}, 0), ("llguidance", {"const": 1}, 0), ("llama", {"const": 1}, 1)],
+)
+def test_the_engine_that_is_asked(engine: str, schema: Any, asked: int) -> None:
+    native = Native(serves=True)
+    constraint = made(native, engine).constraints(JsonSpec(schema), 1, 9)[0]
+    assert native.asked == asked
+    assert accepts(constraint, "native" if asked else "1")
+
+
+@pytest.mark.parametrize(("engine", "asked"), [("auto", 1), ("llguidance", 0)])
+def test_what_neither_serves_is_refused_in_the_words_of_llguidance(engine: str, asked: int) -> None:
+    native = Native(serves=False)
+    with pytest.raises(InvalidSchema, match="not disjoint") as caught:
+        made(native, engine).constraints(JsonSpec(ONLY_NATIVE), 1, 9)
+    assert native.asked == asked
+    assert caught.value.param == "response_format.json_schema.schema"
+
+
+def test_what_was_used_last_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CACHE_SIZE", 2)
+    grammars = made()
+    specs = [ChoiceSpec((text,)) for text in "abc"]
+    for spec in (specs[0], specs[1], specs[0], specs[2]):
+        grammars.constraints(spec, 1, 9)
+    assert [grammars._find(spec) is not None for spec in specs] == [True, False, True]
+
+
+def test_a_slow_compile_is_given_up_and_holds_up_only_those_that_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BUDGET_S", 0.1)
+    monkeypatch.setattr(module, "QUEUE_S", 0.1)
+    grammars, hold = made(), threading.Event()
+    cached, slow = ChoiceSpec(("cached",)), [JsonSpec({"const": n}) for n in range(2)]
+    grammars.constraints(cached, 1, 9)
+    compile_now = grammars._compile
+    closed: list[Any] = []
+
+    def compile_slowly(spec: Any) -> Any:
+        if spec in slow:
+            hold.wait(5)
+        return compile_now(spec)
+
+    monkeypatch.setattr(grammars, "_compile", compile_slowly)
+
+    def count(it: Any) -> None:
+        closed.append(it)
+
+    monkeypatch.setattr("llm_local.structured.guidance.GuidanceConstraint.close", count)
+
+    async def scenario() -> None:
+        both = await asyncio.gather(*[grammars.prepare(spec, 1, 9) for spec in slow], return_exceptions=True)
+        assert all(isinstance(error, InvalidSchema) and "to compile" in error.message for error in both)
+        assert accepts((await grammars.prepare(cached, 1, 9))[0], "cached")
+        with pytest.raises(QueueFull):
+            await grammars.prepare(ChoiceSpec(("new",)), 1, 9)
+        hold.set()
+        for _ in range(200):
+            if len(closed) == 2:
+                break
+            await asyncio.sleep(0.01)
+        assert len(closed) == 2, "what nobody waits for is freed"
+        assert accepts((await grammars.prepare(ChoiceSpec(("new",)), 1, 9))[0], "new")
+
+    asyncio.run(scenario())
+    grammars.close()
