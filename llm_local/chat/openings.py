@@ -11,21 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from enum import Enum
 
 OPEN, CLOSE, FENCE = "<tool_call>", "</tool_call>", "```"
 PYTHON_TAG = "<|python_tag|>"
 """Llama 3.1 may write it before a bare call. As a control token it is not in the text; spelled out it is markup."""
 
 SPACE = " \t\r\n"
-
-
-class Kind(Enum):
-    """How a call was opened."""
-
-    MARKED = "marked"
-    FENCED = "fenced"
-    BARE = "bare"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +29,6 @@ class Opening:
         name: of the function; None after a mark, where it is yet to come.
     """
 
-    kind: Kind
     start: int
     end: int
     name: str | None = None
@@ -102,19 +92,19 @@ class Openings:
             at += len(PYTHON_TAG)
         elif text[start] != "{":
             return None
-        return self._named(text, start, at, Kind.BARE)
+        return self._named(text, start, at)
 
     def _at(self, text: str, at: int, mark: str) -> Opening | None:
         if mark == OPEN:
-            return Opening(Kind.MARKED, at, at + len(OPEN))
+            return Opening(at, at + len(OPEN))
         inside = at + len(FENCE)
         if text.startswith("json", inside):
             inside += 4
         elif "json".startswith(text[inside : inside + 4]):
             raise _Partial
-        return self._named(text, at, inside, Kind.FENCED)
+        return self._named(text, at, inside)
 
-    def _named(self, text: str, start: int, at: int, kind: Kind) -> Opening | None:
+    def _named(self, text: str, start: int, at: int) -> Opening | None:
         """Match `{ "name" : "NAME"` with any whitespace."""
         for literal in ("{", '"name"', ":", '"'):
             at = skip(text, at)
@@ -125,7 +115,7 @@ class Openings:
             at += len(literal)
         for name in self._names:
             if text.startswith(f'{name}"', at):
-                return Opening(kind, start, at + len(name) + 1, name)
+                return Opening(start, at + len(name) + 1, name)
             if f'{name}"'.startswith(text[at:]):
                 raise _Partial
         return None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llm_local.chat.calls import CallArguments, CallBegins, Content, ReplyParser
-from llm_local.chat.openings import Kind, Openings
+from llm_local.chat.openings import Openings
 
 NAMES = ("weather", "weather_at", "search")
 
@@ -99,17 +99,17 @@ def test_arguments_stream_as_they_come() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "kind", "name", "rest"),
+    ("text", "name", "rest"),
     [
-        ("abc <tool_call>\n{", Kind.MARKED, None, "\n{"),
-        ('```json\n{"name": "weather_at", ', Kind.FENCED, "weather_at", ", "),
-        ('{ "name" : "weather", ', Kind.BARE, "weather", ", "),
+        ("abc <tool_call>\n{", None, "\n{"),
+        ('```json\n{"name": "weather_at", ', "weather_at", ", "),
+        ('{ "name" : "weather", ', "weather", ", "),
     ],
 )
-def test_where_an_opening_ends(text: str, kind: Kind, name: str | None, rest: str) -> None:
+def test_where_an_opening_ends(text: str, name: str | None, rest: str) -> None:
     opening, _ = Openings(NAMES).find(text)
     assert opening is not None
-    assert (opening.kind, opening.name, text[opening.end :]) == (kind, name, rest)
+    assert (opening.name, text[opening.end :]) == (name, rest)
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"name": "weathe', "```js", "x <tool", '{"name": "other"'])

@@ -481,3 +481,19 @@ def test_the_host_cache_keeps_its_limit_and_what_was_used_last() -> None:
     assert (len(host), host.n_bytes) == (2, 95), "a longer one supersedes its beginning"
     host.put(sequences[1], bytearray(101))
     assert host.n_bytes <= 100
+
+
+def test_what_cannot_be_loaded_is_computed_and_not_tried_again() -> None:
+    async def scenario() -> None:
+        backend = FakeBackend(n_ctx=512)
+        backend.fail_load = True
+        host = HostCache(100_000)
+        async with running(backend, host=host) as engine:
+            prompt = tuple(range(80))
+            host.put(np.array([*prompt, 1, 2, 3], np.int32), bytearray(np.array([*prompt, 1, 2, 3], np.int32)))
+            out = await collect(engine.submit([request((*prompt, 7), 1)]))
+            assert out[0][-1].usage.cached_tokens == 0
+            assert len(host) == 0
+            check_accounting(engine, backend)
+
+    asyncio.run(scenario())
