@@ -59,6 +59,13 @@ class Settings(BaseModel):
     n_predict: Annotated[int, Field(ge=0)] = Field(512, description="max_tokens of requests that do not say")
     parallel: Annotated[int, Field(ge=1, le=128)] = Field(4, description="sequences decoded together")
     threads: _optional(Count) = Field(None, description="CPU threads; unset: what this process may use")  # type: ignore[valid-type]
+    threads_batch: _optional(Count) = Field(None, description="CPU threads for prompts; unset: threads")  # type: ignore[valid-type]
+    kv_type: Literal["f16", "q8_0", "q4_0"] = Field(
+        "f16", description="type of the KV cells: smaller ones cost accuracy"
+    )
+    flash_attention: Literal["auto", "on", "off"] = Field("auto", description="auto: where the device has it")
+    mmap: bool = Field(True, description="map the weights from the file instead of reading them")
+    mlock: bool = Field(False, description="keep the weights from being swapped out")
     batch_size: Annotated[int, Field(ge=1)] = Field(512, description="rows of one decode")
     ubatch_size: Annotated[int, Field(ge=1)] = Field(512, description="rows of one pass over the weights")
     host_cache_mb: Annotated[int, Field(ge=0)] = Field(
@@ -103,6 +110,8 @@ class Settings(BaseModel):
     def _consistent(self) -> Settings:
         if self.seq_max is not None and self.seq_max > self.ctx:
             raise ValueError(f"seq_max ({self.seq_max}) is larger than ctx ({self.ctx})")
+        if self.kv_type != "f16" and self.flash_attention == "off":
+            raise ValueError(f"kv_type {self.kv_type} needs flash attention: set flash_attention to auto or on")
         return self
 
     @property

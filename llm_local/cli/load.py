@@ -48,8 +48,10 @@ def load_model(path: Path, embedding_path: Path | None, settings: Settings, on_d
     with ExitStack() as undo:
         layers = devices.gpu_layers(settings.gpu_layers)
         threads = settings.threads or devices.usable_cpus()
-        model = LlamaModel(path, n_gpu_layers=layers)
+        model = LlamaModel(path, n_gpu_layers=layers, mmap=settings.mmap, mlock=settings.mlock)
         undo.callback(model.close)
+        if settings.mlock:
+            _warn_unless_locked(model)
         guidance = in_background("grammar tables", lambda: _guidance(model, settings))
         undo.callback(guidance.exception)
         if not model.can_generate:
@@ -58,7 +60,7 @@ def load_model(path: Path, embedding_path: Path | None, settings: Settings, on_d
                 "If this one embeds, name it in LLM_EMBEDDING_MODEL"
             )
         window = _window(settings, model)
-        devices.check_kv_fits(model, settings.ctx, on_gpu=layers != 0)
+        devices.check_kv_fits(model, settings.ctx, settings.kv_type, on_gpu=layers != 0)
         backend = LlamaBackend(model, _context_params(settings, threads))
         undo.callback(backend.close)
         embedder = _embedder(model, embedding_path, settings, threads, layers)
@@ -144,7 +146,20 @@ def _context_params(settings: Settings, threads: int) -> ContextParams:
         n_running=settings.parallel,
         n_slots=settings.parallel + SPARE_SLOTS,
         n_threads=threads,
+        n_threads_batch=settings.threads_batch,
+        kv_type=settings.kv_type,
+        flash_attention=settings.flash_attention,
     )
+
+
+def _warn_unless_locked(model: LlamaModel) -> None:
+    locked = devices.locked_bytes()
+    if locked is not None and locked < model.size_bytes * 0.9:
+        log.warning(
+            "LLM_MLOCK: only %d of %d MB of weights could be locked; raise the limit (ulimit -l, or memlock in Docker)",
+            locked // 2**20,
+            model.size_bytes // 2**20,
+        )
 
 
 def _embedder(

@@ -36,7 +36,10 @@ class ContextParams:
         n_ubatch: rows of one pass over the weights.
         n_running: most sequences decoded together.
         n_slots: most sequences resident, `n_running` included.
-        n_threads: CPU threads.
+        n_threads: CPU threads of a step in which answers are written.
+        n_threads_batch: CPU threads of a larger one; None for the same.
+        kv_type: of the KV cells, `f16`, `q8_0` or `q4_0`.
+        flash_attention: `auto`, `on` or `off`.
     """
 
     n_ctx: int
@@ -45,6 +48,21 @@ class ContextParams:
     n_running: int
     n_slots: int
     n_threads: int
+    n_threads_batch: int | None = None
+    kv_type: str = "f16"
+    flash_attention: str = "auto"
+
+
+KV_TYPES = {
+    "f16": llama_cpp.GGML_TYPE_F16,
+    "q8_0": llama_cpp.GGML_TYPE_Q8_0,
+    "q4_0": llama_cpp.GGML_TYPE_Q4_0,
+}
+FLASH_ATTENTION = {
+    "auto": llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    "on": llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
 
 
 class NativeBatch:
@@ -84,7 +102,7 @@ def new_context(model: LlamaModel, params: Any, what: str) -> Any:
     if not context:
         raise StartupError(
             f"cannot create the {what} context with {params.n_ctx} cells: {native_log.why('out of memory?')}. "
-            "Lower LLM_CTX."
+            f"Lower LLM_CTX{'' if params.type_k == llama_cpp.GGML_TYPE_F16 else ', or set LLM_KV_TYPE=f16'}."
         )
     return context
 
@@ -103,7 +121,10 @@ class LlamaBackend:
         native.n_ubatch = min(params.n_ubatch, params.n_batch)
         native.n_seq_max = params.n_slots
         native.n_outputs_max = max(params.n_running, params.n_slots) + PROMPT_OUTPUTS
-        native.n_threads = native.n_threads_batch = params.n_threads
+        native.n_threads = params.n_threads
+        native.n_threads_batch = params.n_threads_batch or params.n_threads
+        native.type_k = native.type_v = KV_TYPES[params.kv_type]
+        native.flash_attn_type = FLASH_ATTENTION[params.flash_attention]
         native.kv_unified = True
         native.swa_full = True
         native.no_perf = True

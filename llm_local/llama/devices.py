@@ -37,28 +37,43 @@ def gpu_layers(choice: str | int) -> int:
     return int(choice)
 
 
-def kv_bytes_per_token(model: LlamaModel) -> int:
-    """Return the bytes of one KV cell in f16: 2 (K and V) x layers x KV heads x head size x 2 bytes."""
+KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
+"""Bytes of one value: ggml's q8_0 has 34 bytes for 32 values, q4_0 has 18."""
+
+
+def kv_bytes_per_token(model: LlamaModel, kv_type: str = "f16") -> int:
+    """Return the bytes of one KV cell: 2 (K and V) x layers x KV heads x head size x bytes of a value."""
     layers = llama_cpp.llama_model_n_layer(model.model)
     heads = max(llama_cpp.llama_model_n_head(model.model), 1)
     kv_heads = llama_cpp.llama_model_n_head_kv(model.model)
     head_size = int(model.metadata.get(f"{model.architecture}.attention.key_length", model.n_embd // heads))
-    return int(2 * layers * kv_heads * head_size * 2)
+    return int(2 * layers * kv_heads * head_size * KV_BYTES[kv_type])
 
 
-def check_kv_fits(model: LlamaModel, n_ctx: int, on_gpu: bool) -> None:
+def check_kv_fits(model: LlamaModel, n_ctx: int, kv_type: str, on_gpu: bool) -> None:
     """Refuse a KV cache larger than the free memory, which the system would grant and then kill the process for.
 
     Raises:
         StartupError: with the numbers, and the largest `ctx` that fits.
     """
-    free, per_token = available_bytes(), kv_bytes_per_token(model)
+    free, per_token = available_bytes(), kv_bytes_per_token(model, kv_type)
     if on_gpu or free is None or n_ctx * per_token <= free:
         return
     raise StartupError(
         f"a KV cache of {n_ctx} tokens needs {n_ctx * per_token / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; "
-        f"set LLM_CTX to at most {free // per_token}"
+        f"set LLM_CTX to at most {free // per_token}, or LLM_KV_TYPE to q8_0 or q4_0"
     )
+
+
+def locked_bytes() -> int | None:
+    """Return how much of this process' memory cannot be swapped out; None where that is not known."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmLck:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
 
 
 def _meminfo_available() -> int | None:

@@ -27,12 +27,14 @@ class LlamaModel:
     Args:
         path: the file, or the first of its shards.
         n_gpu_layers: layers to put on the GPU; -1 is all of them.
+        mmap: map the file instead of reading it.
+        mlock: keep the weights from being swapped out, as far as the system lets this process.
 
     Raises:
         StartupError: the file is missing, damaged, or of an architecture that llama.cpp does not know.
     """
 
-    def __init__(self, path: Path, *, n_gpu_layers: int = 0) -> None:
+    def __init__(self, path: Path, *, n_gpu_layers: int = 0, mmap: bool = True, mlock: bool = False) -> None:
         self.path = path
         _check_gguf(path)
         if n_gpu_layers and not llama_cpp.llama_supports_gpu_offload():
@@ -46,7 +48,15 @@ class LlamaModel:
             # `Llama` prints metadata and progress to stderr; its own context stays as small as it can be,
             # because sequences live in the backend's context.
             with contextlib.redirect_stderr(io.StringIO()):
-                self._llama = llama_cpp.Llama(str(path), n_ctx=64, n_batch=8, n_gpu_layers=n_gpu_layers, verbose=True)
+                self._llama = llama_cpp.Llama(
+                    str(path),
+                    n_ctx=64,
+                    n_batch=8,
+                    n_gpu_layers=n_gpu_layers,
+                    use_mmap=mmap,
+                    use_mlock=mlock,
+                    verbose=True,
+                )
         except Exception as error:
             raise StartupError(f"cannot load {path}: {native_log.why(str(error))}") from error
         self.model = self._llama.model

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import math
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from llm_local.engine.logprobs import log_sum_exp
 from llm_local.engine.types import GenerationRequest, SamplingParams
 from llm_local.llama.backend import ContextParams, LlamaBackend
 from llm_local.llama.candidates import NarrowedSampling
+from llm_local.llama.devices import kv_bytes_per_token, locked_bytes
 from llm_local.llama.embedder import Embedder, Pooling
 from llm_local.llama.model import LlamaModel
 
@@ -424,3 +426,54 @@ def test_no_double_bos(smol: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(LlamaModel, "adds_bos", True)
     assert smol.special_text("bos") == "<|im_start|>"
     assert smol.tokenize_prompt("<|im_start|>user\nhi").count(bos) == 1
+
+
+def computed(model: LlamaModel, **options: Any) -> tuple[LlamaBackend, np.ndarray, int]:
+    """A backend that has read TEXT, the logits after it, and the bytes of its KV."""
+    backend = LlamaBackend(model, ContextParams(1024, 256, 256, n_running=4, n_slots=6, n_threads=2, **options))
+    tokens = model.tokenize(TEXT)
+    rows(backend, (tokens, 0, 0))
+    return backend, backend.logits(len(tokens) - 1).copy(), len(backend.save(0))
+
+
+def test_smaller_kv_types_take_less_memory_and_answer_nearly_the_same(smol: LlamaModel) -> None:
+    results = {kv_type: computed(smol, kv_type=kv_type) for kv_type in ("f16", "q8_0", "q4_0")}
+    _, exact, n_bytes = results["f16"]
+    for kv_type, share in (("q8_0", 34 / 64), ("q4_0", 18 / 64)):
+        assert results[kv_type][2] / n_bytes == pytest.approx(share, abs=0.02)
+        assert kv_bytes_per_token(smol, kv_type) / kv_bytes_per_token(smol) == pytest.approx(share, abs=0.001)
+    assert np.corrcoef(exact, results["q8_0"][1])[0, 1] > 0.999
+    assert np.abs(exact - results["q8_0"][1]).max() > 0
+    for backend, _, _ in results.values():
+        backend.close()
+
+
+def test_flash_attention_can_be_switched_off(smol: LlamaModel) -> None:
+    on, off = computed(smol, flash_attention="on"), computed(smol, flash_attention="off")
+    assert np.abs(on[1] - off[1]).max() > 0, "other arithmetic"
+    assert np.corrcoef(on[1], off[1])[0, 1] > 0.999, "the same logits but for rounding"
+    on[0].close()
+    off[0].close()
+
+
+def test_prompts_may_have_threads_of_their_own(smol: LlamaModel) -> None:
+    backend, *_ = computed(smol, n_threads_batch=1)
+    assert llama_cpp.llama_n_threads(backend._context) == 2
+    assert llama_cpp.llama_n_threads_batch(backend._context) == 1
+    backend.close()
+
+
+def test_weights_are_mapped_or_read_and_locked_when_told_to(smol_path: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copy(smol_path, tmp_path / "own.gguf"))
+
+    def mapped() -> bool:
+        return str(own) in Path("/proc/self/maps").read_text()
+
+    model = LlamaModel(own)
+    assert mapped()
+    model.close()
+    before = locked_bytes() or 0
+    model = LlamaModel(own, mmap=False, mlock=True)
+    assert not mapped()
+    assert (locked_bytes() or 0) - before > 0.9 * model.size_bytes
+    model.close()
