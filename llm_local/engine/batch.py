@@ -11,16 +11,16 @@ from llm_local.engine.sequence import Sequence
 
 @dataclass(slots=True)
 class Part:
-    """The rows `first` to `first + n_rows` of the batch belong to one sequence."""
+    """The rows `first` to `first + n_rows` of the batch are one sequence's tokens from position `start` on."""
 
     sequence: Sequence
     first: int
     n_rows: int
+    start: int
 
-    @property
-    def last_row(self) -> int:
-        """The row whose logits predict the token after this part."""
-        return self.first + self.n_rows - 1
+    def row_before(self, position: int) -> int:
+        """Return the row whose logits predict the token at `position`, after the sequence's rows were computed."""
+        return self.first + position - 1 - self.start
 
 
 class Batch:
@@ -49,14 +49,14 @@ class Batch:
         self.parts = []
 
     def add(self, sequence: Sequence, n: int) -> None:
-        """Add the next `n` tokens that the sequence has not computed yet."""
+        """Add the next `n` tokens that the sequence has not computed yet, and what it guesses after them."""
         first, last = self.n_rows, self.n_rows + n
         start = sequence.computed
         self.tokens[first:last] = sequence.tokens[start : start + n]
         self.positions[first:last] = np.arange(start, start + n)
         self.slots[first:last] = sequence.slot
         self.outputs[first:last] = sequence.wants_prompt_logits
-        if start + n == sequence.length:
-            self.outputs[last - 1] = 1
-        self.parts.append(Part(sequence, first, n))
+        if start + n >= sequence.length:
+            self.outputs[first + sequence.length - 1 - start : last] = 1
+        self.parts.append(Part(sequence, first, n, start))
         self.n_rows = last

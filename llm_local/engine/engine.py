@@ -24,8 +24,10 @@ from llm_local.engine.batch import Batch, Part
 from llm_local.engine.constraint import Constraint, ConstraintFailed
 from llm_local.engine.host_cache import HostCache
 from llm_local.engine.logprobs import prompt_logprobs, token_logprob
+from llm_local.engine.pace import Pace
 from llm_local.engine.scheduler import Scheduler
 from llm_local.engine.sequence import Sequence
+from llm_local.engine.step_time import StepTime
 from llm_local.engine.stream import Receiver, Stream
 from llm_local.engine.types import Delta, FinishReason, GenerationRequest, Token
 from llm_local.errors import DeadlineExceeded, DecodeFailed, Draining, EngineDead, LLMLocalError, QueueFull
@@ -79,7 +81,7 @@ class Engine:
         max_running: most sequences decoded together.
         queue_max: most sequences that wait beside them; one more is refused.
         window: most tokens of one sequence, prompt and answer.
-        prefill_chunk: most prompt rows of a batch in which answers are running.
+        target_gap_s, prefill_chunk: how long a step, or how many prompt rows, may be while answers run; see `Pace`.
         answer_reserve: tokens of an answer that are promised at admission.
         host, park_after: where idle sequences go, and after how many steps; see `PrefixCache`.
         side_job: other work for this thread.
@@ -93,8 +95,9 @@ class Engine:
         max_running: int,
         queue_max: int,
         window: int,
-        prefill_chunk: int,
         answer_reserve: int,
+        target_gap_s: float | None = None,
+        prefill_chunk: int | None = None,
         host: HostCache | None = None,
         park_after: int | None = None,
         side_job: SideJob | None = None,
@@ -106,12 +109,13 @@ class Engine:
         self.stats = EngineStats()
         self.unavailable: LLMLocalError | None = None
         self.n_open = 0
+        self.step_time = StepTime()
         self._backend = backend
         self._scheduler = Scheduler(
             backend,
             max_running=max_running,
             window=window,
-            prefill_chunk=prefill_chunk,
+            pace=Pace(self.step_time, backend.n_batch, target_gap_s=target_gap_s, prefill_chunk=prefill_chunk),
             answer_reserve=answer_reserve,
             host=host,
             park_after=park_after,
@@ -346,7 +350,9 @@ class Engine:
             self._fail_batch(batch, error)
             return
         finally:
-            self.stats.decode_s += time.perf_counter() - began
+            took = time.perf_counter() - began
+            self.stats.decode_s += took
+        self.step_time.note(batch.n_rows, took)
         self._scheduler.computed(batch)
         for part in batch.parts:
             self._advance(part)
@@ -369,7 +375,7 @@ class Engine:
         sequence = part.sequence
         if sequence.wants_prompt_logits:
             prompt_logprobs(sequence, part, self._backend)
-        if sequence.pending:
+        if sequence.pending > 0:
             if sequence.request.report_progress:
                 self.post(sequence.stream, sequence.progress())
             return
@@ -379,8 +385,7 @@ class Engine:
             sequence.finish = FinishReason.LENGTH
         else:
             try:
-                self._sample(sequence, part.last_row)
-                self._force(sequence)
+                self._write(sequence, part)
             except (ConstraintFailed, DecodeFailed) as error:
                 self._end(sequence, sequence.failed(error))
                 return
@@ -390,6 +395,16 @@ class Engine:
             self._end(sequence, delta)
         elif delta is not None:
             self.post(sequence.stream, delta)
+
+    def _write(self, sequence: Sequence, part: Part) -> None:
+        """Sample a token, and further ones as long as they are those that were guessed and computed."""
+        try:
+            while sequence.pending <= 0 and not sequence.done:
+                self._sample(sequence, part.row_before(sequence.length))
+                self._force(sequence)
+        finally:
+            if sequence.n_guessed:
+                self._scheduler.settle(sequence)
 
     def _sample(self, sequence: Sequence, row: int) -> None:
         began = time.perf_counter()

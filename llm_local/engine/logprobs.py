@@ -25,7 +25,7 @@ def token_logprob(backend: Backend, row: int, token: Token, n_top: int) -> Token
 def prompt_logprobs(sequence: Sequence, part: Part, backend: Backend) -> None:
     """Record the log probability of each prompt token that the part's rows predict."""
     n_top = sequence.request.params.logprobs or 0
-    first_position = sequence.computed - part.n_rows
+    first_position = part.start
     if first_position == 0:
         token = int(sequence.tokens[0])
         sequence.prompt_logprobs[0] = TokenLogprob(token, backend.prompt_piece(token), None)

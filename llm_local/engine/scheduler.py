@@ -7,11 +7,13 @@ forced after it), and the rest of its room goes to prompts, oldest first.
 
 from __future__ import annotations
 
+import time
 from bisect import insort
 
 from llm_local.engine.backend import Backend
 from llm_local.engine.batch import Batch
 from llm_local.engine.host_cache import HostCache, common_prefix
+from llm_local.engine.pace import MOST_GUESSED, Pace
 from llm_local.engine.prefix_cache import PrefixCache
 from llm_local.engine.sequence import NO_SLOT, Sequence
 
@@ -25,6 +27,9 @@ FEW = 12
 ROW_GROUP = 4
 """Rows that the CPU's matrix kernels compute together: of 4, 5 and 8 rows, 5 cost nearly as much as 8."""
 
+PRIORITY_WORTH_S = 10.0
+"""Seconds of waiting that one level of priority outweighs, so that nobody waits for ever behind more urgent ones."""
+
 
 class Scheduler:
     """Sequences that wait and that run, both oldest (and most urgent) first.
@@ -33,7 +38,7 @@ class Scheduler:
         backend: whose limits are kept.
         max_running: most sequences decoded together.
         window: most tokens of one sequence.
-        prefill_chunk: most prompt rows of a batch in which running answers have rows.
+        pace: how many rows a batch may have.
         answer_reserve: tokens of an answer that are promised at admission.
         host, park_after: see `PrefixCache`.
     """
@@ -44,7 +49,7 @@ class Scheduler:
         *,
         max_running: int,
         window: int,
-        prefill_chunk: int,
+        pace: Pace,
         answer_reserve: int,
         host: HostCache | None = None,
         park_after: int | None = None,
@@ -54,9 +59,10 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.n_preempted = 0
+        self.n_outpaced = 0
         self._batch = Batch(backend.n_batch)
         self._max_running = max_running
-        self._prefill_chunk = prefill_chunk
+        self._pace = pace
         self._answer_reserve = answer_reserve
         self._can_share = backend.can_share
         # Every running sequence may end its prompt in the same batch, and then has one output each.
@@ -95,14 +101,25 @@ class Scheduler:
             self.cache.extend(self.cache.slots[sequence.slot], sequence.tokens[sequence.computed : done])
             sequence.computed = done
 
+    def settle(self, sequence: Sequence) -> None:
+        """Forget what was computed of guesses that nothing confirmed."""
+        sequence.n_guessed = 0
+        sequence.computed = min(sequence.computed, sequence.length)
+        self.cache.trim(self.cache.slots[sequence.slot], sequence.computed)
+
     def preempt_youngest(self) -> Sequence:
-        """Put the last running sequence back in line with all that it has; only its KV may be computed again."""
-        victim = self.running.pop()
+        """Preempt the last running sequence for want of cells."""
+        victim = self.running[-1]
+        self._preempt(victim)
+        self.n_preempted += 1
+        return victim
+
+    def _preempt(self, victim: Sequence) -> None:
+        """Put a running sequence back in line with all that it has; only its KV may be computed again."""
+        self.running.remove(victim)
         self._release(victim)
         victim.computed = 0
         self.add(victim)
-        self.n_preempted += 1
-        return victim
 
     def forget(self, sequence: Sequence) -> None:
         """Drop what the sequence has in the KV cache, which is not known to be right any more."""
@@ -116,17 +133,45 @@ class Scheduler:
         sequence.slot = NO_SLOT
 
     def _admit(self) -> None:
-        at = 0
-        while at < len(self.waiting) and len(self.running) < self._max_running:
-            sequence = self.waiting[at]
-            if self._waits_for_prefix(sequence):
-                at += 1
+        blocked = False
+        for sequence in list(self.waiting):
+            # Behind one that cannot start only those go on that another makes way for.
+            if blocked and sequence.request.priority >= self._least_urgent():
                 continue
-            if not self._start(sequence):
-                break
-            del self.waiting[at]
+            if self._waits_for_prefix(sequence):
+                continue
+            if (not blocked and self._start(sequence)) or self._start_urgent(sequence):
+                self.waiting.remove(sequence)
+            else:
+                blocked = True
+
+    def _least_urgent(self) -> int:
+        return max((sequence.request.priority for sequence in self.running), default=0)
+
+    def _start_urgent(self, sequence: Sequence) -> bool:
+        """Start a sequence in place of a less urgent one, the youngest of the least urgent.
+
+        One that stepped back is not asked again for a while, so that a flow of urgent ones does not stop it.
+        """
+        now = time.monotonic()
+        while True:
+            less_urgent = [
+                other
+                for other in self.running
+                if other.request.priority > sequence.request.priority and now >= other.left_alone_until
+            ]
+            if not less_urgent:
+                return False
+            victim = max(less_urgent, key=lambda other: (other.request.priority, other.submitted_at))
+            victim.left_alone_until = now + PRIORITY_WORTH_S
+            self._preempt(victim)
+            self.n_outpaced += 1
+            if self._start(sequence):
+                return True
 
     def _start(self, sequence: Sequence) -> bool:
+        if len(self.running) >= self._max_running:
+            return False
         reserve = min(sequence.length + self._answer_reserve, len(sequence.tokens))
         shareable = sequence.shareable if self._can_share else 0
         acquired = self.cache.acquire(sequence.tokens[: sequence.length], shareable, reserve)
@@ -170,12 +215,27 @@ class Scheduler:
 
     def _add_decodes(self) -> None:
         # One row is kept for each of those that come after.
-        room = self._batch.room - len(self.running)
+        batch, room = self._batch, self._batch.room - len(self.running)
+        few: list[Sequence] = []
         for sequence in self.running:
             n = sequence.pending
             if n == 1 or (n <= min(FEW, room + 1) and not sequence.wants_prompt_logits):
-                self._batch.add(sequence, n)
+                few.append(sequence)
                 room -= n - 1
+        n_rows = sum(sequence.pending for sequence in few)
+        outputs = self._prompt_outputs
+        for sequence in few:
+            guessed = self._guess(sequence, min(room, outputs), n_rows, len(few))
+            batch.add(sequence, sequence.pending + guessed)
+            room, outputs, n_rows = room - guessed, outputs - guessed, n_rows + guessed
+
+    def _guess(self, sequence: Sequence, room: int, n_rows: int, n_answers: int) -> int:
+        """Let a sequence guess as many tokens as are worth their rows, within the cells that it was promised."""
+        promised = self.cache.slots[sequence.slot].reserved - sequence.length
+        most = min(MOST_GUESSED, room, promised)
+        if not self._can_share or most <= 0 or sequence.n_generated == 0:
+            return 0
+        return sequence.guess(most, lambda expected: self._pace.worthwhile_guesses(expected, n_rows, n_answers))
 
     def _has_cells(self, sequence: Sequence) -> bool:
         """Grow the sequence's reserve when it is used up, at the cost of the youngest; False if that is itself."""
@@ -190,17 +250,38 @@ class Scheduler:
 
     def _add_prompts(self) -> None:
         batch = self._batch
-        room = min(batch.room, self._prefill_chunk) if batch else batch.room
-        outputs = self._prompt_outputs
         caught_up = {part.sequence for part in batch.parts}
-        for sequence in self.running:
-            n = _even_part(sequence.pending, room, batch.n_rows)
+        prompts = [sequence for sequence in self.running if sequence not in caught_up]
+        if not prompts:
+            return
+        n_guessed = sum(sequence.n_guessed for sequence in caught_up)
+        outputs = self._prompt_outputs - n_guessed
+        room = self._pace.prompt_rows(batch.n_rows - n_guessed, n_guessed)
+        for sequence, share in _shares(prompts, room):
+            n = _even_part(sequence.pending, share, batch.n_rows)
             if sequence.wants_prompt_logits:
                 n = min(n, outputs)
-            if n > 0 and sequence not in caught_up:
+                outputs -= n
+            if n > 0:
                 batch.add(sequence, n)
-                room -= n
-                outputs -= n if sequence.wants_prompt_logits else 0
+
+
+def _shares(prompts: list[Sequence], room: int) -> list[tuple[Sequence, int]]:
+    """Share the rows out: half of them to the oldest prompt, so that it is not starved, the rest to the shortest.
+
+    So a short prompt does not wait for a long one before it. More urgent ones come before shorter ones.
+    """
+    oldest, others = prompts[0], prompts[1:]
+    others.sort(key=lambda sequence: (sequence.request.priority, sequence.pending))
+    alone = not others or others[0].request.priority > oldest.request.priority
+    shares = {oldest: min(oldest.pending, room if alone else room - room // 2)}
+    left = room - shares[oldest]
+    for sequence in [*others, oldest]:
+        share = shares.get(sequence, 0)
+        n = min(sequence.pending - share, left)
+        shares[sequence] = share + n
+        left -= n
+    return list(shares.items())
 
 
 def _even_part(n: int, room: int, n_rows: int) -> int:
@@ -215,5 +296,5 @@ def _even_part(n: int, room: int, n_rows: int) -> int:
     return min(part + -(part + n_rows) % ROW_GROUP, room)
 
 
-def _order(sequence: Sequence) -> tuple[int, float, int]:
-    return sequence.request.priority, sequence.submitted_at, sequence.index
+def _order(sequence: Sequence) -> tuple[float, int]:
+    return sequence.submitted_at + PRIORITY_WORTH_S * sequence.request.priority, sequence.index

@@ -2,15 +2,23 @@
 
 0            computed             length
 |-- in KV -----|---- pending -------|          decode is just pending == 1
+
+Tokens may be guessed beyond `length` and computed with the pending ones. Then `computed` is ahead of `length`, each
+sampled token confirms the guess in its place or cuts `computed` back to it, and sampling goes on while one is left:
+
+0                              length     computed
+|-- in KV -----------------------|-- guessed --|
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llm_local.engine.lookup import Lookup
 from llm_local.engine.text import LogprobQueue, TextStream
 from llm_local.engine.types import Delta, FinishReason, GenerationRequest, Progress, Token, TokenLogprob, Usage
 from llm_local.errors import LLMLocalError
@@ -28,7 +36,9 @@ class Sequence:
 
     Attributes:
         tokens: int32 array [n_prompt + max_tokens]; the first `length` count.
-        computed: how many of them have their KV in `slot`.
+        computed: how many of them have their KV in `slot`; ahead of `length` by what was guessed.
+        n_guessed: tokens beyond `length` that the next batch computes, too.
+        left_alone_until: until when nobody more urgent takes its place (`time.monotonic()`).
         held_by: the running sequence that is computing a prefix this one will share, and its length.
     """
 
@@ -48,10 +58,18 @@ class Sequence:
         self.n_forced = 0
         self.constraint_s = 0.0
         self.n_prompt = len(request.prompt)
-        self.tokens = np.empty(self.n_prompt + request.max_tokens, np.int32)
+        n_reference = len(request.prediction)
+        source = np.empty(n_reference + self.n_prompt + request.max_tokens, np.int32)
+        source[:n_reference] = request.prediction
+        self.tokens = source[n_reference:]
         self.tokens[: self.n_prompt] = request.prompt
         self.length = self.n_prompt
         self.computed = 0
+        self.lookup = Lookup(source, n_reference, n_reference + self.n_prompt) if request.speculate else None
+        self.n_guessed = 0
+        self._guess_is_predicted = False
+        self.n_drafted = self.n_accepted = 0
+        self.n_predicted = self.n_predicted_accepted = 0
         self.cached = 0
         self.slot = NO_SLOT
         self.held_by: tuple[Sequence, int] | None = None
@@ -61,12 +79,13 @@ class Sequence:
         self.logprobs = LogprobQueue() if request.params.logprobs is not None else None
         self.prompt_logprobs: dict[int, TokenLogprob] = {}
         self.submitted_at = time.monotonic()
+        self.left_alone_until = 0.0
         self.started_at: float | None = None
         self.first_token_at: float | None = None
 
     @property
     def pending(self) -> int:
-        """Tokens that wait to be computed."""
+        """Tokens that wait to be computed; 0 or less when the next one can be sampled."""
         return self.length - self.computed
 
     @property
@@ -93,8 +112,12 @@ class Sequence:
 
     def append(self, token: Token, piece: bytes, *, is_end: bool, logprob: TokenLogprob | None = None) -> None:
         """Take a token of the answer in. Sets `finish` when it was the last."""
+        if self.computed > self.length:
+            self._check_guess(token)
         self.tokens[self.length] = token
         self.length += 1
+        if self.lookup is not None:
+            self.lookup.note(token)
         if not is_end:
             self._new_text += self.text.push(piece)
             if self.logprobs is not None and logprob is not None:
@@ -105,6 +128,34 @@ class Sequence:
             self.finish = FinishReason.STOP if whole else FinishReason.LENGTH
         elif self.n_generated >= self.request.max_tokens:
             self.finish = FinishReason.LENGTH
+
+    def guess(self, most: int, worth: Callable[[list[float]], int]) -> int:
+        """Write guessed tokens behind `length`, for the next batch; return how many.
+
+        Args:
+            most: upper limit.
+            worth: says how many to take, of how many of the first 1, 2, ... are expected to hold.
+        """
+        most = min(most, len(self.tokens) - self.length - 1)
+        if self.lookup is None or most <= 0:
+            return 0
+        guess, predicted = self.lookup.guess(most)
+        n = worth(self.lookup.expected(len(guess))) if len(guess) else 0
+        self.tokens[self.length : self.length + n] = guess[:n]
+        self.n_guessed, self._guess_is_predicted = n, predicted
+        return n
+
+    def _check_guess(self, token: Token) -> None:
+        """Count a guess that was computed, and cut off what follows a wrong one."""
+        held = int(self.tokens[self.length]) == token
+        n = 1 if held else self.computed - self.length
+        self.n_drafted += n
+        self.n_accepted += held
+        if self._guess_is_predicted:
+            self.n_predicted += n
+            self.n_predicted_accepted += held
+        if not held:
+            self.computed = self.length
 
     @property
     def _must_end(self) -> bool:
@@ -159,4 +210,8 @@ class Sequence:
             generation_ms=(now - first) * 1e3,
             forced_tokens=self.n_forced,
             constraint_ms=self.constraint_s * 1e3,
+            drafted_tokens=self.n_drafted,
+            accepted_tokens=self.n_accepted,
+            predicted_tokens=self.n_predicted,
+            predicted_accepted_tokens=self.n_predicted_accepted,
         )

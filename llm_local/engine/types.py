@@ -73,6 +73,9 @@ class GenerationRequest:
         cache_prompt: False computes the prompt afresh.
         prompt_logprobs: report the log probability of every prompt token, too.
         report_progress: send a delta for each computed piece of the prompt.
+        speculate: compute guessed tokens ahead where that is quicker. The answer is distributed as without, but which
+            rows are computed together depends on measured times, and with it the rounding.
+        prediction: tokens that the answer is expected to repeat, in order.
     """
 
     prompt: tuple[Token, ...]
@@ -84,6 +87,8 @@ class GenerationRequest:
     cache_prompt: bool = True
     prompt_logprobs: bool = False
     report_progress: bool = False
+    speculate: bool = False
+    prediction: tuple[Token, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,8 @@ class Usage:
         generation_ms: from there to the last one.
         forced_tokens: tokens that a constraint left no choice about.
         constraint_ms: time that the constraint took.
+        drafted_tokens, accepted_tokens: guessed tokens that were computed, and those of them that held.
+        predicted_tokens, predicted_accepted_tokens: the share of the client's prediction in both.
     """
 
     prompt_tokens: int
@@ -123,6 +130,10 @@ class Usage:
     generation_ms: float
     forced_tokens: int = 0
     constraint_ms: float = 0.0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    predicted_tokens: int = 0
+    predicted_accepted_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import pytest
 
 from llm_local.engine.engine import Engine
 from llm_local.engine.host_cache import HostCache
+from llm_local.engine.pace import Pace
 from llm_local.engine.stream import Stream
 from llm_local.engine.types import Delta, FinishReason, GenerationRequest, SamplingParams
 from llm_local.errors import DeadlineExceeded, DecodeFailed, Draining, EngineDead, QueueFull
@@ -71,9 +72,12 @@ def check_accounting(engine: Engine, backend: FakeBackend) -> None:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_an_answer_is_the_same_alone_batched_chunked_warm_shared_and_preempted(seed: int) -> None:
+def test_an_answer_is_the_same_alone_batched_chunked_warm_shared_guessed_and_preempted(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Random traffic with common prefixes, small caches, clients that leave: each answer is what no engine gives."""
     choose = random.Random(seed)
+    monkeypatch.setattr(Pace, "worthwhile_guesses", lambda self, expected, *_: choose.randint(0, len(expected)))
 
     async def scenario() -> None:
         backend = FakeBackend(
@@ -83,7 +87,8 @@ def test_an_answer_is_the_same_alone_batched_chunked_warm_shared_and_preempted(s
         prefixes = [tuple(choose.choices(range(256), k=choose.randint(1, 60))) for _ in range(3)]
         options = {
             "window": min(128, backend.n_ctx),
-            "prefill_chunk": choose.choice([1, 4, 16]),
+            "prefill_chunk": choose.choice([None, 1, 4, 16]),
+            "target_gap_s": choose.choice([None, 1e-4, 1e-2]),
             "answer_reserve": choose.choice([1, 4, 200]),
             "host": choose.choice([None, HostCache(2000), HostCache(100_000)]),
             "park_after": choose.choice([None, 1, 20]),
@@ -97,7 +102,9 @@ def test_an_answer_is_the_same_alone_batched_chunked_warm_shared_and_preempted(s
                     temperature=choose.choice([0.0, 1.0]), seed=number, logprobs=0, ignore_eos=choose.random() < 0.5
                 )
                 max_tokens = choose.randint(1, min(40, options["window"] - len(prompt)))
-                fields = {"priority": choose.randint(-1, 1), "cache_prompt": choose.random() < 0.8}
+                fields: dict = {"priority": choose.randint(-1, 1), "cache_prompt": choose.random() < 0.8}
+                if choose.random() < 0.6:
+                    fields |= {"speculate": True, "prediction": nearly(expected_tokens(prompt, params, max_tokens))}
                 await asyncio.sleep(choose.random() * 0.02)
                 stream = engine.submit([request(prompt, max_tokens, params, **fields)])
                 if choose.random() < 0.2:
@@ -111,6 +118,12 @@ def test_an_answer_is_the_same_alone_batched_chunked_warm_shared_and_preempted(s
             await settle(engine)
             check_accounting(engine, backend)
             assert engine.n_open == 0
+
+    def nearly(tokens: list[int]) -> tuple[int, ...]:
+        """A prediction that is right but for some places, or none at all."""
+        if choose.random() < 0.3:
+            return ()
+        return tuple(token for token in tokens if token != END and choose.random() < 0.9)
 
     asyncio.run(scenario())
 
@@ -237,8 +250,8 @@ def test_the_more_urgent_of_those_that_wait_goes_first() -> None:
 
             busy = asyncio.create_task(client("busy", 0))
             await asyncio.sleep(0.003)
-            await asyncio.gather(busy, client("later", 1), client("usual", 0), client("urgent", -1))
-            assert order == ["busy", "urgent", "usual", "later"]
+            await asyncio.gather(busy, client("later", 2), client("usual", 1), client("sooner", 0))
+            assert order == ["busy", "sooner", "usual", "later"]
 
     asyncio.run(scenario())
 

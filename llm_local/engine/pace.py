@@ -1,0 +1,95 @@
+"""How many rows a step may have: prompts are read and guesses computed no faster than running answers can bear.
+
+Engine thread; all decisions come from measured step times.
+"""
+
+from __future__ import annotations
+
+from llm_local.engine.step_time import StepTime
+
+GAP_FACTOR = 5.0
+"""Without a target, a step with prompt rows may take so many times one without."""
+
+LEAST_GAP_S = 0.15
+"""... and at least this long: below it no reader feels a step, and short prompt pieces cost reading speed."""
+
+LEAST_PROMPT_ROWS = 8
+"""Prompts get so many rows whatever the target, so that they are not starved."""
+
+UNKNOWN_PROMPT_ROWS = 32
+"""Prompt rows beside running answers while no step time is known."""
+
+QUIET_STEP_S = 1.0
+"""Longest step when only prompts are read: a newcomer waits for the end of it."""
+
+QUIET_ROWS = 128
+"""Prompt rows of a step that are never too many when nobody waits for its end: fewer cost reading speed."""
+
+MOST_GUESSED = 24
+"""Guessed tokens of one sequence in one step."""
+
+MARGIN = 0.03
+"""A guess must win this share of a step over what it costs, so that measuring errors do not make it a loss."""
+
+
+class Pace:
+    """Rows by time.
+
+    Args:
+        step_time: what is known.
+        n_batch: most rows of a decode.
+        target_gap_s: longest step in which answers are running; None follows the time of a step without prompts.
+        prefill_chunk: prompt rows beside running answers, whatever they cost; None goes by the time.
+    """
+
+    def __init__(
+        self, step_time: StepTime, n_batch: int, *, target_gap_s: float | None = None, prefill_chunk: int | None = None
+    ) -> None:
+        self.step_time = step_time
+        self._n_batch = n_batch
+        self._target_gap_s = target_gap_s
+        self._prefill_chunk = prefill_chunk
+
+    def prompt_rows(self, n_answer_rows: int, n_guessed: int = 0) -> int:
+        """Return how many prompt rows may join a batch in which answers have `n_answer_rows`, and guesses some more."""
+        room = self._n_batch - n_answer_rows - n_guessed
+        if n_answer_rows == 0:
+            rows = self.step_time.rows_within(QUIET_STEP_S)
+            return room if rows is None else min(room, max(rows, QUIET_ROWS))
+        if self._prefill_chunk is not None:
+            return min(room, self._prefill_chunk)
+        rows = self.step_time.rows_within(self._gap_s(n_answer_rows))
+        rows = UNKNOWN_PROMPT_ROWS if rows is None else max(rows - n_answer_rows - n_guessed, LEAST_PROMPT_ROWS)
+        return min(room, rows)
+
+    def worthwhile_guesses(self, expected: list[float], n_rows: int, n_answers: int) -> int:
+        """Return how many guessed tokens are worth their rows, often none.
+
+        A row is worth it as long as the tokens it is expected to yield would take longer by themselves: at the present
+        pace, a step of `n_rows` yields `n_answers` tokens.
+
+        Args:
+            expected: how many of the first 1, 2, ... guessed tokens will hold.
+            n_rows: rows of the batch so far.
+            n_answers: answers among them.
+        """
+        now = self.step_time.seconds(n_rows)
+        if now is None or not expected:
+            return 0
+        token_s = now / n_answers
+        limit = max(self._gap_s(n_rows), now)
+        best, best_gain = 0, MARGIN * now
+        for k, tokens in enumerate(expected, 1):
+            then = self.step_time.seconds(n_rows + k)
+            if then is None or then > limit:
+                break
+            gain = tokens * token_s - (then - now)
+            if gain > best_gain:
+                best, best_gain = k, gain
+        return best
+
+    def _gap_s(self, n_answer_rows: int) -> float:
+        if self._target_gap_s is not None:
+            return self._target_gap_s
+        alone = self.step_time.seconds(n_answer_rows) or 0.0
+        return max(GAP_FACTOR * alone, LEAST_GAP_S)

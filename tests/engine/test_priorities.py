@@ -1,0 +1,149 @@
+"""People who wait: urgent requests, long prompts beside short ones, and that nobody starves."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from llm_local.engine import scheduler
+from llm_local.engine.types import SamplingParams
+from tests.engine.test_engine import collect, request, running, sampled
+from tests.fakes import FakeBackend, expected_tokens
+
+ENDLESS = SamplingParams(temperature=0.0, ignore_eos=True, logprobs=0)
+
+
+def test_an_urgent_request_takes_the_place_of_a_less_urgent_one_which_goes_on_after_it() -> None:
+    async def scenario() -> None:
+        backend = FakeBackend(n_ctx=512)
+        backend.delay_s = 0.001
+        async with running(backend, max_running=2) as engine:
+            order: list[str] = []
+
+            async def client(name: str, prompt: tuple[int, ...], n: int, priority: int) -> list[int]:
+                answer = await sampled(engine.submit([request(prompt, n, ENDLESS, priority=priority)]))
+                order.append(name)
+                return answer
+
+            busy = [asyncio.create_task(client(f"busy {n}", (n, 5, 6), 100, 0)) for n in range(2)]
+            while len(backend.batches) < 5:
+                await asyncio.sleep(0.001)
+            urgent = await client("urgent", (9, 9), 4, -1)
+            assert order == ["urgent"]
+            assert urgent == expected_tokens((9, 9), ENDLESS, 4)
+            answers = await asyncio.gather(*busy)
+            assert answers == [expected_tokens((n, 5, 6), ENDLESS, 100) for n in range(2)]
+            assert engine._scheduler.n_outpaced == 1
+            assert backend.rows_computed == 2 * (3 + 99) + 2 + 3, "and what it had was not computed again"
+
+    asyncio.run(scenario())
+
+
+def test_equals_do_not_push_each_other_out() -> None:
+    async def scenario() -> None:
+        backend = FakeBackend(n_ctx=512)
+        backend.delay_s = 0.001
+        async with running(backend, max_running=1) as engine:
+            first = asyncio.create_task(collect(engine.submit([request((1,), 30, ENDLESS, priority=-1)])))
+            await asyncio.sleep(0.01)
+            await collect(engine.submit([request((2,), 3, ENDLESS, priority=-1)]))
+            assert first.done()
+            assert engine._scheduler.n_outpaced == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_flow_of_urgent_requests_does_not_starve_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "PRIORITY_WORTH_S", 0.05)
+
+    async def scenario() -> None:
+        backend = FakeBackend(n_ctx=512, n_slots=12)
+        backend.delay_s = 0.001
+        async with running(backend, max_running=1) as engine:
+            patient = asyncio.create_task(collect(engine.submit([request((1,), 40, ENDLESS)])))
+            await asyncio.sleep(0.005)
+            flowing = True
+
+            async def flow(n: int) -> None:
+                while flowing:
+                    await collect(engine.submit([request((2, n), 5, ENDLESS, priority=-1)]))
+
+            flows = [asyncio.create_task(flow(n)) for n in range(8)]
+            await asyncio.wait_for(patient, 5)
+            flowing = False
+            await asyncio.gather(*flows)
+            assert engine._scheduler.n_outpaced > 0
+
+    asyncio.run(scenario())
+
+
+def test_an_urgent_request_goes_on_past_one_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one before it waits for cells; the urgent one has the cells of whom it replaces."""
+    monkeypatch.setattr(scheduler, "PRIORITY_WORTH_S", 0.001)
+
+    async def scenario() -> None:
+        backend = FakeBackend(n_ctx=128)
+        backend.delay_s = 0.001
+        async with running(backend, max_running=4, answer_reserve=100) as engine:
+            busy = engine.submit([request((1,), 100, ENDLESS)])
+            await anext(busy)
+            large = asyncio.create_task(collect(engine.submit([request(tuple(range(60)), 60, ENDLESS)])))
+            await asyncio.sleep(0.005)
+            began = time.monotonic()
+            await collect(engine.submit([request((2, 3), 3, ENDLESS, priority=-1)]))
+            assert not large.done()
+            assert time.monotonic() - began < 1
+            busy.close()
+            await large
+
+    asyncio.run(scenario())
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one_before_it() -> None:
+    async def scenario() -> None:
+        backend = FakeBackend(n_ctx=512, n_batch=8)
+        backend.delay_s = 0.001
+        async with running(backend, window=400) as engine:
+            order: list[str] = []
+
+            async def client(name: str, prompt: tuple[int, ...]) -> None:
+                await collect(engine.submit([request(prompt, 1)]))
+                order.append(name)
+
+            long = asyncio.create_task(client("long", tuple(n % 250 for n in range(300))))
+            await asyncio.sleep(0.005)
+            await asyncio.gather(long, client("short", tuple(range(20, 50))))
+            assert order == ["short", "long"]
+
+    asyncio.run(scenario())
+
+
+@dataclass(eq=False)
+class Prompt:
+    pending: int
+    request: SimpleNamespace
+
+
+@pytest.mark.parametrize(
+    ("prompts", "room", "shares"),
+    [
+        ([(300, 0)], 32, [32]),
+        ([(300, 0), (50, 0), (20, 0)], 32, [16, 0, 16]),
+        ([(300, 0), (50, 0), (10, 0)], 32, [16, 6, 10]),
+        ([(10, 0), (300, 0)], 32, [10, 22]),
+        ([(300, 0), (20, -1), (5, 0)], 30, [15, 15, 0]),
+        ([(300, -1), (20, 0)], 32, [32, 0]),
+        ([(300, 0), (4, 0)], 32, [28, 4]),
+    ],
+)
+def test_prompt_rows_go_half_to_the_oldest_and_half_to_the_most_urgent_and_shortest(
+    prompts: list[tuple[int, int]], room: int, shares: list[int]
+) -> None:
+    sequences: list[Any] = [Prompt(pending, SimpleNamespace(priority=priority)) for pending, priority in prompts]
+    got = dict(scheduler._shares(sequences, room))
+    assert [got[sequence] for sequence in sequences] == shares

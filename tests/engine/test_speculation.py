@@ -1,0 +1,228 @@
+"""Guessed tokens: what is guessed, when it is worth its rows, and that answers do not change."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from llm_local.engine.lookup import Lookup
+from llm_local.engine.pace import Pace
+from llm_local.engine.step_time import StepTime
+from llm_local.engine.types import SamplingParams
+from tests.engine.test_engine import GREEDY, check_accounting, collect, request, running, sampled, without_end
+from tests.fakes import N_VOCAB, FakeBackend, expected_tokens
+
+
+def lookup(text: str, prediction: str = "") -> tuple[Lookup, np.ndarray, int]:
+    source = np.zeros(200, np.int32)
+    tokens = [ord(char) for char in prediction + text]
+    source[: len(tokens)] = tokens
+    return Lookup(source, len(prediction), len(tokens)), source, len(tokens)
+
+
+def guessed(found: Lookup, most: int = 5) -> str:
+    return "".join(map(chr, found.guess(most)[0]))
+
+
+@pytest.mark.parametrize(
+    ("text", "guess"),
+    [
+        ("the cat sat. the", " cat "),
+        ("one two three one tw", "o thr"),
+        ("abcx abcy ab", "cy ab"),
+        ("1abcx 2abcy 1abc", "x 2ab"),
+        ("nothing", ""),
+        ("aaaa", "a"),
+        ("ab", ""),
+        ("", ""),
+    ],
+)
+def test_the_longest_and_latest_match_says_what_comes_next(text: str, guess: str) -> None:
+    assert guessed(lookup(text)[0]) == guess
+
+
+def follow(found: Lookup, source: np.ndarray, length: int, text: str) -> None:
+    for char in text:
+        found.guess(1)
+        source[length] = ord(char)
+        length += 1
+        found.note(ord(char))
+
+
+def test_a_prediction_is_followed_from_the_first_token_and_found_again_after_a_change() -> None:
+    found, source, length = lookup("question: ", prediction="def area(w, h): return w * h")
+    assert guessed(found, 8) == "def area"
+    assert found.guess(8)[1], "it is the client's"
+    follow(found, source, length, "def volume(w, h): ")
+    assert guessed(found, 6) == "return"
+    follow(found, source, length + 18, "retuXn w + h; w ")
+    assert guessed(found, 3) == "* h", "the prediction goes before what the answer itself said"
+
+
+def test_how_often_guesses_hold_is_learnt_without_computing_them() -> None:
+    held, source, length = lookup("the quick brown fox jumps over it. ")
+    follow(held, source, length, "the quick brown fox jumps over it. " * 2)
+    assert held.expected(8)[-1] > 6
+    wrong, source, length = lookup("ab1 ab2 ab3 ab4 ab5 ab")
+    follow(wrong, source, length, "6 ab7 ab8 ab9 ab0 abx aby abz ab")
+    assert wrong.expected(8)[-1] < 1.5
+
+
+def test_step_times_are_learnt_and_continued_beyond_what_was_seen() -> None:
+    known = StepTime()
+    assert known.seconds(1) is None
+    assert known.rows_within(1.0) is None
+    for _ in range(20):
+        for rows in (1, 4, 32):
+            known.note(rows, 0.010 + 0.005 * rows)
+    assert known.seconds(1) == pytest.approx(0.015)
+    assert known.seconds(18) == pytest.approx(0.1, rel=0.01)
+    assert known.seconds(100) == pytest.approx(0.51, rel=0.01)
+    assert known.rows_within(0.110) == pytest.approx(20, abs=1)
+    assert known.rows_within(0.510) == pytest.approx(100, abs=2)
+    assert known.rows_within(0.001) == 0
+    known.note(4, 100.0)
+    assert known.seconds(4) < 0.05, "one that was disturbed counts for little"
+
+
+def pace(base: float, per_row: float, **options: float) -> Pace:
+    known = StepTime()
+    for rows in (1, 2, 4, 8, 16, 32, 64, 128, 512):
+        known.note(rows, base + per_row * rows)
+    return Pace(known, 512, **options)
+
+
+def test_prompts_get_what_the_target_leaves() -> None:
+    assert pace(0.01, 0.001, target_gap_s=0.05).prompt_rows(4) == pytest.approx(36, abs=1)
+    assert pace(0.01, 0.001, target_gap_s=0.2).prompt_rows(4) == pytest.approx(186, abs=2)
+    assert pace(0.1, 0.01, target_gap_s=0.05).prompt_rows(4) == 8, "they are not starved"
+    assert pace(0.01, 0.001).prompt_rows(0) == 512
+    assert pace(0.01, 0.01).prompt_rows(0) == 128
+    assert pace(0.01, 0.001, prefill_chunk=20).prompt_rows(4) == 20
+    adaptive = pace(0.1, 0.01).prompt_rows(4)
+    assert adaptive == pytest.approx((5 * 0.14 - 0.1) / 0.01 - 4, abs=2), "five times a step without prompts"
+
+
+def test_guesses_are_taken_as_far_as_they_pay() -> None:
+    sure, unsure = [0.98**k * 0.98 for k in range(24)], [0.3**k * 0.3 for k in range(24)]
+    sure, unsure = np.cumsum(sure).tolist(), np.cumsum(unsure).tolist()
+    gpu, cpu = pace(0.01, 0.00001), pace(0.004, 0.01)
+    assert gpu.worthwhile_guesses(sure, 1, 1) > 16
+    assert gpu.worthwhile_guesses(unsure, 1, 1) > 0
+    assert cpu.worthwhile_guesses(sure, 1, 1) > 8
+    assert cpu.worthwhile_guesses(unsure, 1, 1) == 0
+    assert gpu.worthwhile_guesses([], 1, 1) == 0
+    assert Pace(StepTime(), 512).worthwhile_guesses(sure, 1, 1) == 0
+
+
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pace, "worthwhile_guesses", lambda self, expected, *_: len(expected))
+
+
+def test_a_right_prediction_takes_fewer_steps_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    always(monkeypatch)
+
+    async def scenario() -> None:
+        backend = FakeBackend(n_ctx=256, n_batch=64, n_outputs=40)
+        async with running(backend) as engine:
+            prompt, params = (1, 2, 3), SamplingParams(temperature=0.0, logprobs=0, ignore_eos=True)
+            answer = expected_tokens(prompt, params, 40)
+            wrong = (*answer[:20], 7, 7, *answer[22:])
+            out = await collect(engine.submit([request(prompt, 40, params, speculate=True, prediction=wrong)]))
+            assert [entry.token for delta in out[0] for entry in delta.logprobs] == answer
+            usage = out[0][-1].usage
+            assert len(backend.batches) < 12
+            assert usage.completion_tokens == 40
+            assert usage.predicted_accepted_tokens >= 30
+            assert usage.predicted_tokens - usage.predicted_accepted_tokens >= 1
+            assert usage.accepted_tokens == usage.predicted_accepted_tokens
+            check_accounting(engine, backend)
+
+    asyncio.run(scenario())
+
+
+def test_without_leave_to_speculate_nothing_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    always(monkeypatch)
+
+    async def scenario() -> None:
+        backend = FakeBackend(n_outputs=40)
+        async with running(backend) as engine:
+            await collect(engine.submit([request((1, 2) * 10, 10, GREEDY)]))
+            assert all(rows == 1 for parts in backend.batches[1:] for _, rows in parts)
+
+    asyncio.run(scenario())
+
+
+class LoopBackend(FakeBackend):
+    """Its next token depends on the last three only, so that answers repeat themselves."""
+
+    def next_logits(self, history: tuple[int, ...]) -> np.ndarray:
+        rng = np.random.default_rng(abs(hash(history[-2:])) % 2**32)
+        logits = np.full(N_VOCAB, -20, np.float32)
+        logits[:6] = rng.normal(size=6) * 1.5
+        return logits
+
+
+def test_sampling_keeps_its_distribution_when_tokens_are_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chi-square over the answers of many seeds: guessed and not guessed, against each other and token by token."""
+    always(monkeypatch)
+
+    async def answers(speculate: bool) -> tuple[list[list[int]], int]:
+        backend = LoopBackend(n_ctx=512, n_batch=64, n_outputs=40)
+        async with running(backend, max_running=4) as engine:
+            out = []
+            for seed in range(0, 120, 4):
+                params = [SamplingParams(seed=1000 * speculate + n, logprobs=0) for n in range(seed, seed + 4)]
+                deltas = await collect(
+                    engine.submit([request((1, 2, 3), 40, one, speculate=speculate) for one in params])
+                )
+                out += [[e.token for d in deltas[n] for e in d.logprobs] for n in range(4)]
+                accepted = sum(deltas[n][-1].usage.accepted_tokens for n in range(4))
+            return out, accepted
+
+    plain, none = asyncio.run(answers(False))
+    guessed_, some = asyncio.run(answers(True))
+    assert none == 0
+    assert some > 0
+    a, b = (Counter(token for answer in one for token in answer) for one in (plain, guessed_))
+    tokens = [token for token in a | b if a[token] + b[token] >= 20]
+    chi = sum((a[t] - b[t]) ** 2 / (a[t] + b[t]) for t in tokens)
+    # 99.99 % of chi-square with 5 degrees of freedom, doubled: tokens of one answer depend on each other.
+    assert chi < 2 * 25.7
+
+
+def test_the_same_seed_gives_the_same_answer_guessed_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    always(monkeypatch)
+
+    async def scenario() -> None:
+        backend = LoopBackend(n_ctx=512, n_batch=64, n_outputs=40)
+        async with running(backend) as engine:
+            for seed in range(20):
+                params = SamplingParams(seed=seed, logprobs=0)
+                plain = await sampled(engine.submit([request((1, 2), 60, params)]))
+                ahead = await sampled(engine.submit([request((1, 2), 60, params, speculate=True)]))
+                assert without_end(plain) == without_end(ahead)
+            check_accounting(engine, backend)
+
+    asyncio.run(scenario())
+
+
+def test_guesses_stay_within_the_cells_that_were_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    always(monkeypatch)
+
+    async def scenario() -> None:
+        backend = LoopBackend(n_ctx=130, n_batch=64, n_outputs=40)
+        async with running(backend, answer_reserve=4) as engine:
+
+            async def client(seed: int) -> None:
+                params = SamplingParams(seed=seed, logprobs=0, ignore_eos=True)
+                out = await collect(engine.submit([request((seed, 2), 50, params, speculate=True)]))
+                assert out[0][-1].usage.completion_tokens == 50
+
+            await asyncio.gather(*[client(seed) for seed in range(4)])
+            check_accounting(engine, backend)
+
+    asyncio.run(scenario())
