@@ -45,7 +45,7 @@ async def main() -> None:
     loaded = time.perf_counter()
     backend = LlamaBackend(model, ContextParams(16384, 512, 512, MAX_RUNNING, MAX_RUNNING + 8, args.threads))
     backend.warm_up()
-    engine = Engine(backend, max_running=MAX_RUNNING, queue_max=64, window=4096, prefill_chunk=32, answer_reserve=512)
+    engine = Engine(backend, max_running=MAX_RUNNING, queue_max=64, window=4096, answer_reserve=512)
     engine.start()
     print(f"weights {loaded - began:.2f} s, from there to ready {time.perf_counter() - loaded:.2f} s")
     prompt = model.tokenize("Расскажи, как прошёл твой последний проект. ")

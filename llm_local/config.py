@@ -71,7 +71,15 @@ class Settings(BaseModel):
     host_cache_mb: Annotated[int, Field(ge=0)] = Field(
         96, description="host memory for the KV of idle sequences; 0: what is evicted is computed again"
     )
-    prefill_chunk: Count = Field(32, description="prompt rows of a decode in which answers are running")
+    target_gap_ms: _optional(Annotated[float, Field(gt=0)]) = Field(  # type: ignore[valid-type]
+        None, description="longest step in which answers run; unset: 50 on a GPU, on a CPU by the time of a step"
+    )
+    prefill_chunk: _optional(Count) = Field(  # type: ignore[valid-type]
+        None, description="prompt rows of a step in which answers run; unset: what target_gap_ms leaves"
+    )
+    prompt_lookup: bool = Field(
+        True, description="guess tokens that repeat prompt or prediction, where that is quicker"
+    )
 
     chat_template: _optional(str) = Field(  # type: ignore[valid-type]
         None, description="chatml, qwen2, llama-3, gemma, or a Jinja file; unset: the GGUF's own"

@@ -35,6 +35,9 @@ log = logging.getLogger("llm_local")
 PARK_AFTER = 8
 """Steps after which the KV of an idle sequence leaves the cells of a CPU, where it would slow every step down."""
 
+GPU_TARGET_GAP_S = 0.05
+"""Longest step in which answers run, where steps are short."""
+
 SPARE_SLOTS = 8
 """Slots beside the running ones: conversations that stay resident. They cost nothing but the cells they hold."""
 
@@ -69,12 +72,13 @@ def load_model(path: Path, embedding_path: Path | None, settings: Settings, on_d
         template = ChatTemplate.load(settings.chat_template, model.chat_template, _token_texts(model))
         if model.chat_template is None and settings.chat_template is None:
             log.warning("%s has no chat template; using chatml. LLM_CHAT_TEMPLATE chooses another", path.name)
-        backend.warm_up()
+        step_times = backend.warm_up()
         engine = Engine(
             backend,
             max_running=settings.parallel,
             queue_max=settings.queue_max,
             window=window,
+            target_gap_s=_target_gap_s(settings, on_gpu=layers != 0),
             prefill_chunk=settings.prefill_chunk,
             answer_reserve=max(settings.n_predict, 1),
             host=HostCache(settings.host_cache_mb * 2**20) if settings.host_cache_mb else None,
@@ -82,6 +86,8 @@ def load_model(path: Path, embedding_path: Path | None, settings: Settings, on_d
             side_job=embedder,
             on_death=on_death,
         )
+        for work, seconds in step_times:
+            engine.step_time.note(work, seconds)
         if embedder is not None:
             embedder.connect(engine.wake, engine.post)
         undo.pop_all()
@@ -150,6 +156,13 @@ def _context_params(settings: Settings, threads: int) -> ContextParams:
         kv_type=settings.kv_type,
         flash_attention=settings.flash_attention,
     )
+
+
+def _target_gap_s(settings: Settings, *, on_gpu: bool) -> float | None:
+    target_ms: float | None = settings.target_gap_ms
+    if target_ms is None:
+        return GPU_TARGET_GAP_S if on_gpu else None
+    return target_ms / 1e3
 
 
 def _warn_unless_locked(model: LlamaModel) -> None:

@@ -43,6 +43,7 @@ class Backend(Protocol):
         n_batch: most rows of one decode.
         n_slots: how many sequences can be resident.
         n_outputs: most rows of one decode that can have logits.
+        output_cost: what the logits of a row cost, as a share of the rest of the row.
         can_share: whether a part of a sequence can be trimmed and shared (false for recurrent models).
     """
 
@@ -50,6 +51,7 @@ class Backend(Protocol):
     n_batch: int
     n_slots: int
     n_outputs: int
+    output_cost: float
     can_share: bool
 
     def decode(self, batch: Batch) -> None:

@@ -39,6 +39,11 @@ class Batch:
         return self.n_rows > 0
 
     @property
+    def n_outputs(self) -> int:
+        """How many rows have logits."""
+        return int(np.count_nonzero(self.outputs[: self.n_rows]))
+
+    @property
     def room(self) -> int:
         """How many rows still fit."""
         return self.n_max - self.n_rows

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import TypeVar
 
+from llm_local.engine.admission import Admission
 from llm_local.engine.backend import Backend, NoRoom, Sampler, SideJob
 from llm_local.engine.batch import Batch, Part
 from llm_local.engine.constraint import Constraint, ConstraintFailed
@@ -29,8 +28,8 @@ from llm_local.engine.scheduler import Scheduler
 from llm_local.engine.sequence import Sequence
 from llm_local.engine.step_time import StepTime
 from llm_local.engine.stream import Receiver, Stream
-from llm_local.engine.types import Delta, FinishReason, GenerationRequest, Token
-from llm_local.errors import DeadlineExceeded, DecodeFailed, Draining, EngineDead, LLMLocalError, QueueFull
+from llm_local.engine.types import Delta, FinishReason, GenerationRequest, Token, Usage
+from llm_local.errors import DeadlineExceeded, DecodeFailed, Draining, EngineDead, LLMLocalError
 
 log = logging.getLogger(__name__)
 
@@ -105,17 +104,22 @@ class Engine:
     ) -> None:
         self.window = window
         self.max_running = max_running
-        self.capacity = max_running + queue_max
+        self._admission = Admission(max_running, queue_max)
         self.stats = EngineStats()
         self.unavailable: LLMLocalError | None = None
-        self.n_open = 0
         self.step_time = StepTime()
         self._backend = backend
         self._scheduler = Scheduler(
             backend,
             max_running=max_running,
             window=window,
-            pace=Pace(self.step_time, backend.n_batch, target_gap_s=target_gap_s, prefill_chunk=prefill_chunk),
+            pace=Pace(
+                self.step_time,
+                backend.n_batch,
+                output_cost=backend.output_cost,
+                target_gap_s=target_gap_s,
+                prefill_chunk=prefill_chunk,
+            ),
             answer_reserve=answer_reserve,
             host=host,
             park_after=park_after,
@@ -125,7 +129,6 @@ class Engine:
         self._inbox: queue.SimpleQueue[_Submit | _Cancel | _Stop | _Wake] = queue.SimpleQueue()
         self._outbox: list[tuple[Receiver, object]] = []
         self._streams: set[Stream] = set()
-        self._ended_at: deque[float] = deque(maxlen=64)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -161,35 +164,30 @@ class Engine:
             constraints: one for each sequence, or none at all; closed by the engine in any case.
 
         Raises:
-            QueueFull: too many wait already.
+            QueueFull: too many wait already, or for longer than this request's deadline.
             EngineDead, Draining: nothing is taken any more.
         """
         try:
-            self.check_room(len(requests))
+            self.check_room(requests)
         except LLMLocalError:
             _close_all([*(samplers or []), *constraints])
             raise
-        stream = Stream(self, len(requests))
+        stream = Stream(self, len(requests), requests[0].priority)
         samplers = self.new_samplers(requests) if samplers is None else samplers
         of_each: SequenceOf[Constraint | None] = constraints or [None] * len(requests)
         sequences = [
             Sequence(request, index, stream, sampler, constraint)
             for index, (request, sampler, constraint) in enumerate(zip(requests, samplers, of_each, strict=True))
         ]
-        self.n_open += len(sequences)
+        self._admission.entered(stream.priority, len(sequences))
         self._streams.add(stream)
         self._inbox.put(_Submit(sequences))
         return stream
 
-    def check_room(self, n: int) -> None:
-        """Raise what a request of `n` sequences must be answered with, if it cannot be taken."""
+    def check_room(self, requests: SequenceOf[GenerationRequest]) -> None:
+        """Raise what a request of these sequences must be answered with, if it cannot be taken."""
         self.check_available()
-        if self.n_open + n > self.capacity:
-            raise QueueFull(
-                f"The server is busy: {self.n_open} sequences run or wait, and at most {self.capacity} may. "
-                "Try again later.",
-                retry_after_s=self.retry_after_s(),
-            )
+        self._admission.check(requests)
 
     def check_available(self) -> None:
         """Raise what a new request must be answered with, if nothing is taken any more."""
@@ -202,19 +200,19 @@ class Engine:
         if cancel:
             self._inbox.put(_Cancel(stream))
 
-    def sequence_ended(self) -> None:
+    def sequence_ended(self, priority: int, usage: Usage | None) -> None:
         """Count a sequence out (called by its stream)."""
-        self.n_open -= 1
-        self._ended_at.append(time.monotonic())
+        self._admission.ended(priority, usage)
 
-    def retry_after_s(self) -> int:
-        """Estimate from the measured rate of finished sequences when the queue will have moved on, 1 to 60 s."""
-        if len(self._ended_at) < 2:
-            return 1
-        elapsed = max(time.monotonic() - self._ended_at[0], 1e-3)
-        per_s = len(self._ended_at) / elapsed
-        waiting = max(self.n_open - self.max_running, 1)
-        return min(max(math.ceil(waiting / per_s), 1), 60)
+    @property
+    def n_open(self) -> int:
+        """Sequences that run or wait."""
+        return self._admission.n_open
+
+    @property
+    def capacity(self) -> int:
+        """Most sequences that may run or wait."""
+        return self._admission.capacity
 
     def wake(self) -> None:
         """Let an idle engine thread look at its side job."""
@@ -352,7 +350,7 @@ class Engine:
         finally:
             took = time.perf_counter() - began
             self.stats.decode_s += took
-        self.step_time.note(batch.n_rows, took)
+        self.step_time.note(batch.n_rows + self._backend.output_cost * batch.n_outputs, took)
         self._scheduler.computed(batch)
         for part in batch.parts:
             self._advance(part)

@@ -38,15 +38,24 @@ class Pace:
     Args:
         step_time: what is known.
         n_batch: most rows of a decode.
+        output_cost: work of a row's logits, in rows; see `Backend`.
         target_gap_s: longest step in which answers are running; None follows the time of a step without prompts.
         prefill_chunk: prompt rows beside running answers, whatever they cost; None goes by the time.
     """
 
     def __init__(
-        self, step_time: StepTime, n_batch: int, *, target_gap_s: float | None = None, prefill_chunk: int | None = None
+        self,
+        step_time: StepTime,
+        n_batch: int,
+        *,
+        output_cost: float = 0.0,
+        target_gap_s: float | None = None,
+        prefill_chunk: int | None = None,
     ) -> None:
         self.step_time = step_time
         self._n_batch = n_batch
+        # An answer's row, guessed or not, has logits; a prompt's row has none.
+        self._answer_work = 1.0 + output_cost
         self._target_gap_s = target_gap_s
         self._prefill_chunk = prefill_chunk
 
@@ -54,13 +63,15 @@ class Pace:
         """Return how many prompt rows may join a batch in which answers have `n_answer_rows`, and guesses some more."""
         room = self._n_batch - n_answer_rows - n_guessed
         if n_answer_rows == 0:
-            rows = self.step_time.rows_within(QUIET_STEP_S)
-            return room if rows is None else min(room, max(rows, QUIET_ROWS))
+            work = self.step_time.work_within(QUIET_STEP_S)
+            return room if work is None else min(room, max(int(work), QUIET_ROWS))
         if self._prefill_chunk is not None:
             return min(room, self._prefill_chunk)
-        rows = self.step_time.rows_within(self._gap_s(n_answer_rows))
-        rows = UNKNOWN_PROMPT_ROWS if rows is None else max(rows - n_answer_rows - n_guessed, LEAST_PROMPT_ROWS)
-        return min(room, rows)
+        work = self.step_time.work_within(self._gap_s(n_answer_rows))
+        if work is None:
+            return min(room, UNKNOWN_PROMPT_ROWS)
+        left = int(work - self._answer_work * (n_answer_rows + n_guessed))
+        return min(room, max(left, LEAST_PROMPT_ROWS))
 
     def worthwhile_guesses(self, expected: list[float], n_rows: int, n_answers: int) -> int:
         """Return how many guessed tokens are worth their rows, often none.
@@ -73,14 +84,14 @@ class Pace:
             n_rows: rows of the batch so far.
             n_answers: answers among them.
         """
-        now = self.step_time.seconds(n_rows)
+        now = self._seconds(n_rows)
         if now is None or not expected:
             return 0
         token_s = now / n_answers
         limit = max(self._gap_s(n_rows), now)
         best, best_gain = 0, MARGIN * now
         for k, tokens in enumerate(expected, 1):
-            then = self.step_time.seconds(n_rows + k)
+            then = self._seconds(n_rows + k)
             if then is None or then > limit:
                 break
             gain = tokens * token_s - (then - now)
@@ -91,5 +102,7 @@ class Pace:
     def _gap_s(self, n_answer_rows: int) -> float:
         if self._target_gap_s is not None:
             return self._target_gap_s
-        alone = self.step_time.seconds(n_answer_rows) or 0.0
-        return max(GAP_FACTOR * alone, LEAST_GAP_S)
+        return max(GAP_FACTOR * (self._seconds(n_answer_rows) or 0.0), LEAST_GAP_S)
+
+    def _seconds(self, n_answer_rows: int) -> float | None:
+        return self.step_time.seconds(self._answer_work * n_answer_rows)

@@ -27,7 +27,8 @@ class Stream:
     A reader that falls behind gets fewer, larger deltas: at most one per sequence waits. Event loop only.
     """
 
-    def __init__(self, engine: Engine, n_sequences: int) -> None:
+    def __init__(self, engine: Engine, n_sequences: int, priority: int = 0) -> None:
+        self.priority = priority
         self._engine = engine
         self._waiting: dict[int, Delta] = {}
         self._waiter: asyncio.Future[None] | None = None
@@ -64,7 +65,7 @@ class Stream:
         """Take a delta from the engine."""
         assert isinstance(value, Delta)
         if value.last:
-            self._engine.sequence_ended()
+            self._engine.sequence_ended(self.priority, value.usage)
         if value.index not in self._open:
             return
         if value.last:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,9 @@ from llm_local.llama.sampler import LlamaSampler, row_logits
 
 MAX_SLOTS = 256
 """LLAMA_MAX_SEQ of llama.cpp: most sequences of one context."""
+
+WARM_UP_S = 1.0
+"""Time in which step times are measured at the start."""
 
 PROMPT_OUTPUTS = 32
 """Rows with logits that a batch may have beside one per running sequence (log probabilities of a prompt)."""
@@ -136,6 +140,8 @@ class LlamaBackend:
         self.n_batch = params.n_batch
         self.n_slots = params.n_slots
         self.n_outputs = native.n_outputs_max
+        head = model.n_vocab * model.n_embd
+        self.output_cost = head / max(model.n_params - head, head)
         self.can_share = not model.is_recurrent
         self._end_tokens = model.end_tokens
         self._candidates = Candidates(model.n_vocab)
@@ -199,14 +205,36 @@ class LlamaBackend:
         """Tell whether the token ends an answer."""
         return token in self._end_tokens
 
-    def warm_up(self) -> None:
-        """Compute one token and forget it, so that weights are in memory before the first request."""
+    def warm_up(self, budget_s: float = WARM_UP_S) -> list[tuple[float, float]]:
+        """Compute some rows and forget them: the weights get into memory, and it is known how long steps take.
+
+        Returns:
+            Work (see `engine.step_time`) and seconds of each decode, of rising size, within about `budget_s`.
+        """
+        self._time_rows(1)
+        times: list[tuple[float, float]] = []
+        n_rows, began = 1, time.perf_counter()
+        while n_rows <= min(self.n_batch, self.n_ctx):
+            times.append((n_rows * (1 + self.output_cost), self._time_rows(n_rows)))
+            n_rows *= 2
+            # The next one takes up to twice as long.
+            if n_rows > self.n_outputs or time.perf_counter() - began + 2 * times[-1][1] > budget_s:
+                break
+        return times
+
+    def _time_rows(self, n: int) -> float:
+        """Return the seconds that `n` rows with logits take, of a sequence of their own."""
         batch = self._batch
-        batch.native.n_tokens = 1
-        batch.tokens[0] = batch.positions[0] = batch.slots[0] = 0
-        batch.outputs[0] = 1
+        batch.native.n_tokens = n
+        batch.tokens[:n] = batch.slots[:n] = 0
+        batch.positions[:n] = np.arange(n)
+        batch.outputs[:n] = 1
+        began = time.perf_counter()
         llama_cpp.llama_decode(self._context, batch.native)
+        llama_cpp.llama_synchronize(self._context)
+        took = time.perf_counter() - began
         llama_cpp.llama_memory_clear(self._memory, True)
+        return took
 
     def close(self) -> None:
         """Free the context. The model is freed by its owner."""

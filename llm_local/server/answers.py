@@ -87,17 +87,21 @@ def usage_json(usages: list[Usage], n_prompts: int = 1) -> dict[str, Any]:
     prompt = sum(group[0].prompt_tokens for group in groups)
     cached = sum(min(usage.cached_tokens for usage in group) for group in groups)
     completion = sum(usage.completion_tokens for usage in usages)
+    accepted = sum(usage.predicted_accepted_tokens for usage in usages)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
-        "completion_tokens_details": {"accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": accepted,
+            "rejected_prediction_tokens": sum(usage.predicted_tokens for usage in usages) - accepted,
+        },
     }
 
 
 def timings_json(usage: Usage) -> dict[str, Any]:
-    """Return llama.cpp's `timings` of one sequence, with the time in the queue and the forced tokens."""
+    """Return llama.cpp's `timings` of one sequence, with the time in the queue, the forced and the guessed tokens."""
     computed = usage.prompt_tokens - usage.cached_tokens
     generated = usage.completion_tokens
     return {
@@ -113,6 +117,8 @@ def timings_json(usage: Usage) -> dict[str, Any]:
         "predicted_per_second": _rate(generated, usage.generation_ms),
         "forced_n": usage.forced_tokens,
         "grammar_ms": round(usage.constraint_ms, 3),
+        "draft_n": usage.drafted_tokens,
+        "draft_n_accepted": usage.accepted_tokens,
     }
 
 

@@ -13,7 +13,7 @@ from llm_local.engine.types import Delta, Progress, Usage
 from llm_local.server.answers import Choice, Envelope, chat_logprobs, timings_json, usage_json
 from llm_local.server.body import read_body
 from llm_local.server.generation import check_served, constraint_spec, generation_requests, start
-from llm_local.server.prompt import prompt_tokens, render
+from llm_local.server.prompt import prediction_tokens, prompt_tokens, render
 from llm_local.server.requestlog import log_finished
 from llm_local.server.runtime import Runtime
 from llm_local.server.schema import ApplyTemplateRequest, ChatRequest
@@ -31,6 +31,7 @@ async def chat_completions(request: Request) -> Response:
     plan = tool_plan(body, loaded)
     spec = constraint_spec(body, runtime.settings, plan.spec if plan is not None else None)
     prompt = await runtime.in_worker(prompt_tokens, body, loaded)
+    prediction = await runtime.in_worker(prediction_tokens, body, loaded) if body.prediction is not None else []
     maximum = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     requests = generation_requests(
         body,
@@ -41,6 +42,7 @@ async def chat_completions(request: Request) -> Response:
         n=body.n,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         param="messages",
+        prediction=prediction,
     )
     stream = await start(runtime, requests, spec)
     if not body.stream:

@@ -113,6 +113,7 @@ def generation_requests(
     logprobs: int | None,
     param: str,
     prompt_logprobs: bool = False,
+    prediction: SequenceOf[int] = (),
 ) -> list[GenerationRequest]:
     """Return one engine request for each of `n` choices of one prompt.
 
@@ -146,6 +147,10 @@ def generation_requests(
             cache_prompt=body.cache_prompt,
             prompt_logprobs=prompt_logprobs,
             report_progress=body.return_progress and body.stream,
+            # A seed asks for the same answer again, as far as that can be: which rows are computed together, and so the
+            # rounding, must not depend on measured times.
+            speculate=settings.prompt_lookup and (body.seed is None or bool(prediction)),
+            prediction=tuple(prediction),
         )
         for choice in range(n)
     ]
@@ -159,7 +164,7 @@ async def start(runtime: Runtime, requests: list[GenerationRequest], spec: Spec 
         QueueFull, EngineDead, Draining: nothing is taken now.
     """
     loaded = runtime.ready
-    loaded.engine.check_room(len(requests))
+    loaded.engine.check_room(requests)
     constraints: list[Constraint] = []
     if spec is not None:
         constraints = await loaded.grammars.prepare(spec, len(requests), requests[0].max_tokens)

@@ -26,6 +26,8 @@ class Metrics:
         self._cached = self._tokens("cached_prompt", "Tokens of prompts that were not computed.")
         self._generated = self._tokens("generated", "Tokens of answers.")
         self._forced = self._tokens("forced", "Tokens of answers that a grammar left no choice about.")
+        self._drafted = self._tokens("drafted", "Tokens that were guessed and computed ahead.")
+        self._accepted = self._tokens("accepted_draft", "Guessed tokens that held.")
         self._queue = self._seconds("queue", "From arrival to a slot.")
         self._reading = self._seconds("prompt", "From a slot to the first token.")
         self._writing = self._seconds("generation", "From the first token to the last.")
@@ -47,6 +49,8 @@ class Metrics:
         for usage in usages:
             self._generated.inc(usage.completion_tokens)
             self._forced.inc(usage.forced_tokens)
+            self._drafted.inc(usage.drafted_tokens)
+            self._accepted.inc(usage.accepted_tokens)
             self._queue.observe(usage.queue_ms / 1e3)
             self._reading.observe(usage.prompt_ms / 1e3)
             self._writing.observe(usage.generation_ms / 1e3)

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from llm_local.chat.dialects import dialect_of
-from llm_local.errors import RequestError, UnsupportedParameter
+from llm_local.errors import ContextLengthExceeded, RequestError, UnsupportedParameter
 from llm_local.server.generation import check_length
 from llm_local.server.runtime import Loaded
 from llm_local.server.schema import (
@@ -32,6 +32,22 @@ def prompt_tokens(body: ChatRequest, loaded: Loaded) -> list[int]:
     text = render(body, loaded)
     check_length(text, loaded.model.vocabulary, loaded.engine.window, "messages")
     return loaded.model.vocabulary.tokenize_prompt(text)
+
+
+def prediction_tokens(body: ChatRequest, loaded: Loaded) -> list[int]:
+    """Return the tokens of the text that the client expects.
+
+    Raises:
+        ContextLengthExceeded: no answer could be as long.
+    """
+    if body.prediction is None:
+        return []
+    text = _text(body.prediction.content, "prediction.content")
+    check_length(text, loaded.model.vocabulary, loaded.engine.window, "prediction.content")
+    tokens = loaded.model.vocabulary.tokenize(text, add_special=False, parse_special=False)
+    if len(tokens) > loaded.engine.window:
+        raise ContextLengthExceeded(len(tokens), loaded.engine.window, param="prediction.content")
+    return tokens
 
 
 def render(body: ChatRequest | ApplyTemplateRequest, loaded: Loaded) -> str:

@@ -252,6 +252,13 @@ class ResponseFormat(Body):
         return JsonSpec({"type": "object"} if self.schema_ is None else self.schema_, "response_format.schema")
 
 
+class Prediction(Body):
+    """`prediction`: what the client expects to be answered, in whole or in part."""
+
+    type: Literal["content"]
+    content: Content
+
+
 class ChatRequest(SamplingFields):
     """`POST /v1/chat/completions`."""
 
@@ -265,7 +272,7 @@ class ChatRequest(SamplingFields):
     parallel_tool_calls: bool | None = None
     functions: Annotated[list[FunctionDefinition], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     function_call: Literal["none", "auto"] | NamedFunction | None = None
-    prediction: dict[str, Any] | None = Field(None, description="can only make the answer faster")
+    prediction: Prediction | None = Field(None, description="text that the answer may repeat, which makes it faster")
     modalities: list[str] | None = None
     audio: dict[str, Any] | None = None
     web_search_options: dict[str, Any] | None = None

@@ -74,16 +74,16 @@ def test_how_often_guesses_hold_is_learnt_without_computing_them() -> None:
 def test_step_times_are_learnt_and_continued_beyond_what_was_seen() -> None:
     known = StepTime()
     assert known.seconds(1) is None
-    assert known.rows_within(1.0) is None
+    assert known.work_within(1.0) is None
     for _ in range(20):
         for rows in (1, 4, 32):
             known.note(rows, 0.010 + 0.005 * rows)
     assert known.seconds(1) == pytest.approx(0.015)
     assert known.seconds(18) == pytest.approx(0.1, rel=0.01)
     assert known.seconds(100) == pytest.approx(0.51, rel=0.01)
-    assert known.rows_within(0.110) == pytest.approx(20, abs=1)
-    assert known.rows_within(0.510) == pytest.approx(100, abs=2)
-    assert known.rows_within(0.001) == 0
+    assert known.work_within(0.110) == pytest.approx(20, abs=1)
+    assert known.work_within(0.510) == pytest.approx(100, abs=2)
+    assert known.work_within(0.001) == 0
     known.note(4, 100.0)
     assert known.seconds(4) < 0.05, "one that was disturbed counts for little"
 
