@@ -159,6 +159,8 @@ class LlamaBackend:
             raise NoRoom("llama_decode found no place in the KV cache")
         if code != 0:
             raise DecodeFailed(f"The model could not compute this batch (llama_decode returned {code}).")
+        # A GPU still computes here. The logits are wanted next in any case, and so the time of a decode is known.
+        llama_cpp.llama_synchronize(self._context)
 
     def logits(self, row: int) -> Logits:
         """Return the logits of a row; see `Backend.logits`."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from llm_local.config import Settings
 from tests.model.conftest import served
 
 pytestmark = pytest.mark.model
@@ -102,3 +103,13 @@ def test_help_is_quick_and_names_every_flag() -> None:
     assert "--prefill-chunk" in out.stdout
     loaded = "import sys, llm_local.cli; sys.exit(any(m in sys.modules for m in ('fastapi', 'llama_cpp', 'numpy')))"
     assert subprocess.run([sys.executable, "-c", loaded], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "on_gpu", "seconds"),
+    [({}, False, None), ({}, True, 0.05), ({"target_gap_ms": 80}, True, 0.08), ({"target_gap_ms": 80}, False, 0.08)],
+)
+def test_the_target_gap_is_50_ms_on_a_gpu_unless_it_is_set(settings: dict, on_gpu: bool, seconds: float | None) -> None:
+    from llm_local.cli.load import _target_gap_s
+
+    assert _target_gap_s(Settings.model_validate(settings), on_gpu=on_gpu) == seconds

@@ -8,6 +8,7 @@ import httpx
 import openai
 import pytest
 
+from llm_local.engine.admission import Admission
 from tests.server.conftest import Served, serving
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -247,3 +248,14 @@ def test_arguments_nested_deeply_are_not_an_internal_error(http: httpx.Client) -
     call = {"id": "1", "function": {"name": "f", "arguments": '{"a":' * 900 + "1" + "}" * 900}}
     messages = [*MESSAGES, {"role": "assistant", "tool_calls": [call]}, *MESSAGES]
     assert http.post(CHAT, json={"messages": messages, "max_tokens": 1}).status_code in (200, 400)
+
+
+def test_a_wait_that_would_outlast_the_timeout_is_429_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Admission, "predicted_wait_s", lambda *_: 42.0)
+    with serving() as served, httpx.Client(base_url=served.url, verify=False) as http:
+        answer = http.post(CHAT, json={"messages": MESSAGES, "timeout": 10})
+        error = error_of(answer)
+        assert (answer.status_code, error["code"]) == (429, "queue_full")
+        assert "about 42 s" in error["message"]
+        assert int(answer.headers["retry-after"]) in (32, 33)
+        assert http.post(CHAT, json={"messages": MESSAGES, "max_tokens": 2}).status_code == 200
