@@ -77,6 +77,9 @@ class Settings(BaseModel):
     prefill_chunk: _optional(Count) = Field(  # type: ignore[valid-type]
         None, description="prompt rows of a step in which answers run; unset: what target_gap_ms leaves"
     )
+    draft_model: _optional(str) = Field(  # type: ignore[valid-type]
+        None, description="GGUF of a smaller model with the same vocabulary, which guesses where that is quicker"
+    )
     prompt_lookup: bool = Field(
         True, description="guess tokens that repeat prompt or prediction, where that is quicker"
     )

@@ -184,6 +184,31 @@ class FakeBackend:
         self.closed = True
 
 
+class FakeDrafter:
+    """Guesses what the backend's likeliest next tokens are, and is wrong now and then."""
+
+    def __init__(self, wrong: float = 0.2) -> None:
+        self._random = np.random.default_rng(1)
+        self._wrong = wrong
+        self.closed = False
+
+    def draft(self, wanted: list, n: int) -> list[list[int]]:
+        return [self._guess(tuple(int(t) for t in sequence.tokens[: sequence.length]), n) for sequence in wanted]
+
+    def _guess(self, history: tuple[int, ...], n: int) -> list[int]:
+        out: list[int] = []
+        for _ in range(int(self._random.integers(0, n + 1))):
+            token = int(next_logits((*history, *out)).argmax())
+            out.append((token + 1) % END if self._random.random() < self._wrong else token)
+        return out
+
+    def seconds(self, n_sequences: int) -> float | None:
+        return 1e-9
+
+    def close(self) -> None:
+        self.closed = True
+
+
 class ReciteBackend(FakeBackend):
     """Says a text after a prompt, as far as it is let: a constraint that refuses its next token leads it astray."""
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from llm_local.engine.host_cache import HostCache
 from llm_local.errors import StartupError
 from llm_local.llama import devices
 from llm_local.llama.backend import ContextParams, LlamaBackend
+from llm_local.llama.drafter import LlamaDrafter, check_same_vocabulary
 from llm_local.llama.embedder import Embedder, Pooling
 from llm_local.llama.grammar import LlamaGrammars
 from llm_local.llama.model import LlamaModel
@@ -42,8 +44,17 @@ SPARE_SLOTS = 8
 """Slots beside the running ones: conversations that stay resident. They cost nothing but the cells they hold."""
 
 
-def load_model(path: Path, embedding_path: Path | None, settings: Settings, on_death: Callable[[], None]) -> Loaded:
-    """Load the weights and create both contexts.
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The files that are loaded."""
+
+    model: Path
+    embedding: Path | None = None
+    draft: Path | None = None
+
+
+def load_model(weights: Weights, settings: Settings, on_death: Callable[[], None]) -> Loaded:
+    """Load the weights and create the contexts.
 
     Raises:
         StartupError: something cannot be loaded or does not fit; what was loaded is freed.
@@ -51,6 +62,7 @@ def load_model(path: Path, embedding_path: Path | None, settings: Settings, on_d
     with ExitStack() as undo:
         layers = devices.gpu_layers(settings.gpu_layers)
         threads = settings.threads or devices.usable_cpus()
+        path = weights.model
         model = LlamaModel(path, n_gpu_layers=layers, mmap=settings.mmap, mlock=settings.mlock)
         undo.callback(model.close)
         if settings.mlock:
@@ -66,7 +78,10 @@ def load_model(path: Path, embedding_path: Path | None, settings: Settings, on_d
         devices.check_kv_fits(model, settings.ctx, settings.kv_type, on_gpu=layers != 0)
         backend = LlamaBackend(model, _context_params(settings, threads))
         undo.callback(backend.close)
-        embedder = _embedder(model, embedding_path, settings, threads, layers)
+        drafter = _drafter(model, weights.draft, settings, threads, layers, window)
+        if drafter is not None:
+            undo.callback(drafter.close)
+        embedder = _embedder(model, weights.embedding, settings, threads, layers)
         if embedder is not None:
             undo.callback(embedder.close, StartupError("the start failed"))
         template = ChatTemplate.load(settings.chat_template, model.chat_template, _token_texts(model))
@@ -83,6 +98,7 @@ def load_model(path: Path, embedding_path: Path | None, settings: Settings, on_d
             answer_reserve=max(settings.n_predict, 1),
             host=HostCache(settings.host_cache_mb * 2**20) if settings.host_cache_mb else None,
             park_after=PARK_AFTER if layers == 0 else None,
+            drafter=drafter,
             side_job=embedder,
             on_death=on_death,
         )
@@ -173,6 +189,22 @@ def _warn_unless_locked(model: LlamaModel) -> None:
             locked // 2**20,
             model.size_bytes // 2**20,
         )
+
+
+def _drafter(
+    model: LlamaModel, path: Path | None, settings: Settings, threads: int, layers: int, window: int
+) -> LlamaDrafter | None:
+    if path is None:
+        return None
+    draft = LlamaModel(path, n_gpu_layers=layers, mmap=settings.mmap, mlock=settings.mlock)
+    try:
+        check_same_vocabulary(model, draft)
+        if draft.is_recurrent or model.is_recurrent:
+            raise StartupError(f"LLM_DRAFT_MODEL: {path.name} cannot draft here: a recurrent state cannot be cut back")
+        return LlamaDrafter(draft, _context_params(settings, threads), window)
+    except BaseException:
+        draft.close()
+        raise
 
 
 def _embedder(

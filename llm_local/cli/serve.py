@@ -41,13 +41,14 @@ def serve(settings: Settings) -> int:
 
     path = locate(settings.model, settings.models_dir)
     embedding_path = locate(settings.embedding_model, settings.models_dir) if settings.embedding_model else None
+    draft_path = locate(settings.draft_model, settings.models_dir) if settings.draft_model else None
     listener = _bind(settings.host, settings.port)
     engine_died = asyncio.Event()
 
     def load() -> Loaded:
-        from llm_local.cli.load import load_model
+        from llm_local.cli.load import Weights, load_model
 
-        return load_model(path, embedding_path, settings, on_death=died)
+        return load_model(Weights(path, embedding_path, draft_path), settings, on_death=died)
 
     def stop() -> None:
         server.should_exit = True

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from llm_local.engine.batch import Batch
+from llm_local.engine.batch import Rows
 from llm_local.engine.constraint import Allowed
 from llm_local.engine.types import SamplingParams, Token
 from llm_local.errors import LLMLocalError
@@ -54,7 +54,7 @@ class Backend(Protocol):
     output_cost: float
     can_share: bool
 
-    def decode(self, batch: Batch) -> None:
+    def decode(self, batch: Rows) -> None:
         """Compute all rows of the batch.
 
         Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from llm_local.engine.sequence import Sequence
 
@@ -23,13 +24,13 @@ class Part:
         return self.first + position - 1 - self.start
 
 
-class Batch:
+class Rows:
     """Rows of (token, position, slot, wants logits), as arrays of length `n_max` of which the first `n_rows` count."""
 
     def __init__(self, n_max: int) -> None:
         self.n_max = n_max
         self.n_rows = 0
-        self.parts: list[Part] = []
+        self.n_outputs = 0
         self.tokens = np.zeros(n_max, np.int32)
         self.positions = np.zeros(n_max, np.int32)
         self.slots = np.zeros(n_max, np.int32)
@@ -39,29 +40,43 @@ class Batch:
         return self.n_rows > 0
 
     @property
-    def n_outputs(self) -> int:
-        """How many rows have logits."""
-        return int(np.count_nonzero(self.outputs[: self.n_rows]))
-
-    @property
     def room(self) -> int:
         """How many rows still fit."""
         return self.n_max - self.n_rows
 
     def clear(self) -> None:
         """Forget all rows."""
-        self.n_rows = 0
+        self.n_rows = self.n_outputs = 0
+
+    def extend(self, tokens: npt.NDArray[np.int32], position: int, slot: int, first_output: int) -> None:
+        """Add consecutive tokens of one slot; those from the `first_output`-th on want logits."""
+        n = len(tokens)
+        first, last = self.n_rows, self.n_rows + n
+        self.tokens[first:last] = tokens
+        self.positions[first:last] = np.arange(position, position + n)
+        self.slots[first:last] = slot
+        self.outputs[first:last] = 0
+        if first_output < n:
+            self.outputs[first + first_output : last] = 1
+            self.n_outputs += n - first_output
+        self.n_rows = last
+
+
+class Batch(Rows):
+    """Rows that belong to sequences."""
+
+    def __init__(self, n_max: int) -> None:
+        super().__init__(n_max)
+        self.parts: list[Part] = []
+
+    def clear(self) -> None:
+        """Forget all rows."""
+        super().clear()
         self.parts = []
 
     def add(self, sequence: Sequence, n: int) -> None:
         """Add the next `n` tokens that the sequence has not computed yet, and what it guesses after them."""
-        first, last = self.n_rows, self.n_rows + n
         start = sequence.computed
-        self.tokens[first:last] = sequence.tokens[start : start + n]
-        self.positions[first:last] = np.arange(start, start + n)
-        self.slots[first:last] = sequence.slot
-        self.outputs[first:last] = sequence.wants_prompt_logits
-        if start + n >= sequence.length:
-            self.outputs[first + sequence.length - 1 - start : last] = 1
-        self.parts.append(Part(sequence, first, n, start))
-        self.n_rows = last
+        self.parts.append(Part(sequence, self.n_rows, n, start))
+        first_output = 0 if sequence.wants_prompt_logits else sequence.length - 1 - start
+        self.extend(sequence.tokens[start : start + n], start, sequence.slot, first_output)

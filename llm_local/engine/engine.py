@@ -21,6 +21,7 @@ from llm_local.engine.admission import Admission
 from llm_local.engine.backend import Backend, NoRoom, Sampler, SideJob
 from llm_local.engine.batch import Batch, Part
 from llm_local.engine.constraint import Constraint, ConstraintFailed
+from llm_local.engine.drafts import Drafter
 from llm_local.engine.host_cache import HostCache
 from llm_local.engine.logprobs import prompt_logprobs, token_logprob
 from llm_local.engine.pace import Pace
@@ -83,6 +84,7 @@ class Engine:
         target_gap_s, prefill_chunk: how long a step, or how many prompt rows, may be while answers run; see `Pace`.
         answer_reserve: tokens of an answer that are promised at admission.
         host, park_after: where idle sequences go, and after how many steps; see `PrefixCache`.
+        drafter: a smaller model that guesses; closed by the engine.
         side_job: other work for this thread.
         on_death: called on the event loop when the engine thread has ended with an error.
     """
@@ -99,6 +101,7 @@ class Engine:
         prefill_chunk: int | None = None,
         host: HostCache | None = None,
         park_after: int | None = None,
+        drafter: Drafter | None = None,
         side_job: SideJob | None = None,
         on_death: Callable[[], None] | None = None,
     ) -> None:
@@ -123,7 +126,9 @@ class Engine:
             answer_reserve=answer_reserve,
             host=host,
             park_after=park_after,
+            drafter=drafter,
         )
+        self._drafter = drafter
         self._side_job = side_job
         self._on_death = on_death
         self._inbox: queue.SimpleQueue[_Submit | _Cancel | _Stop | _Wake] = queue.SimpleQueue()
@@ -485,6 +490,8 @@ class Engine:
         if self._side_job is not None:
             self._side_job.close(self.unavailable or Draining("The server is shutting down."))
         self._flush()
+        if self._drafter is not None:
+            self._drafter.close()
         self._backend.close()
 
 

@@ -5,6 +5,8 @@ Engine thread; all decisions come from measured step times.
 
 from __future__ import annotations
 
+import math
+
 from llm_local.engine.step_time import StepTime
 
 GAP_FACTOR = 5.0
@@ -84,20 +86,27 @@ class Pace:
             n_rows: rows of the batch so far.
             n_answers: answers among them.
         """
-        now = self._seconds(n_rows)
-        if now is None or not expected:
-            return 0
-        token_s = now / n_answers
-        limit = max(self._gap_s(n_rows), now)
-        best, best_gain = 0, MARGIN * now
+        best, best_gain = 0, 0.0
         for k, tokens in enumerate(expected, 1):
-            then = self._seconds(n_rows + k)
-            if then is None or then > limit:
-                break
-            gain = tokens * token_s - (then - now)
+            gain = self.gain_s(tokens, k, n_rows, n_answers)
             if gain > best_gain:
                 best, best_gain = k, gain
         return best
+
+    def gain_s(self, tokens: float, n_more: int, n_rows: int, n_answers: int) -> float:
+        """Return what `n_more` guessed rows win, in seconds, when `tokens` of them hold; below 0 when they lose."""
+        now = self._seconds(n_rows)
+        if now is None or n_answers == 0:
+            return -math.inf
+        cost = self.cost_s(n_more, n_rows)
+        if now + cost > max(self._gap_s(n_rows), now):
+            return -math.inf
+        return tokens * now / n_answers - cost - MARGIN * now
+
+    def cost_s(self, n_more: int, n_rows: int) -> float:
+        """Return by how many seconds `n_more` guessed rows lengthen a step of `n_rows`."""
+        now, then = self._seconds(n_rows), self._seconds(n_rows + n_more)
+        return 0.0 if now is None or then is None else then - now
 
     def _gap_s(self, n_answer_rows: int) -> float:
         if self._target_gap_s is not None:

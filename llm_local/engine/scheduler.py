@@ -12,6 +12,7 @@ from bisect import insort
 
 from llm_local.engine.backend import Backend
 from llm_local.engine.batch import Batch
+from llm_local.engine.drafts import Drafter, Drafts
 from llm_local.engine.host_cache import HostCache, common_prefix
 from llm_local.engine.pace import MOST_GUESSED, Pace
 from llm_local.engine.prefix_cache import PrefixCache
@@ -41,6 +42,7 @@ class Scheduler:
         pace: how many rows a batch may have.
         answer_reserve: tokens of an answer that are promised at admission.
         host, park_after: see `PrefixCache`.
+        drafter: a smaller model that guesses.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Scheduler:
         answer_reserve: int,
         host: HostCache | None = None,
         park_after: int | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         host = host if backend.can_share else None
         self.cache = PrefixCache(backend, backend.n_slots, backend.n_ctx, window, host, park_after)
@@ -60,6 +63,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.n_preempted = 0
         self.n_outpaced = 0
+        self.drafts: Drafts | None = None if drafter is None else Drafts(drafter, pace)
         self._batch = Batch(backend.n_batch)
         self._max_running = max_running
         self._pace = pace
@@ -102,7 +106,9 @@ class Scheduler:
             sequence.computed = done
 
     def settle(self, sequence: Sequence) -> None:
-        """Forget what was computed of guesses that nothing confirmed."""
+        """Forget what was computed of guesses that nothing confirmed, and learn from a draft."""
+        if self.drafts is not None:
+            self.drafts.note(*sequence.drafted_outcome())
         sequence.n_guessed = 0
         sequence.computed = min(sequence.computed, sequence.length)
         self.cache.trim(self.cache.slots[sequence.slot], sequence.computed)
@@ -220,22 +226,33 @@ class Scheduler:
         for sequence in self.running:
             n = sequence.pending
             if n == 1 or (n <= min(FEW, room + 1) and not sequence.wants_prompt_logits):
+                sequence.n_guessed = 0
                 few.append(sequence)
                 room -= n - 1
         n_rows = sum(sequence.pending for sequence in few)
-        outputs = self._prompt_outputs
+        room = min(room, self._prompt_outputs)
+        if self._can_share:
+            self._guess([sequence for sequence in few if sequence.n_generated], room, n_rows, len(few))
         for sequence in few:
-            guessed = self._guess(sequence, min(room, outputs), n_rows, len(few))
-            batch.add(sequence, sequence.pending + guessed)
-            room, outputs, n_rows = room - guessed, outputs - guessed, n_rows + guessed
+            batch.add(sequence, sequence.pending + sequence.n_guessed)
 
-    def _guess(self, sequence: Sequence, room: int, n_rows: int, n_answers: int) -> int:
-        """Let a sequence guess as many tokens as are worth their rows, within the cells that it was promised."""
-        promised = self.cache.slots[sequence.slot].reserved - sequence.length
-        most = min(MOST_GUESSED, room, promised)
-        if not self._can_share or most <= 0 or sequence.n_generated == 0:
-            return 0
-        return sequence.guess(most, lambda expected: self._pace.worthwhile_guesses(expected, n_rows, n_answers))
+    def _guess(self, answers: list[Sequence], room: int, n_rows: int, n_answers: int) -> None:
+        """Let answers guess as many tokens as are worth their rows, within the cells that they were promised."""
+        undecided = []
+        for sequence in answers:
+            most = min(MOST_GUESSED, room, self._promised(sequence))
+            n = self._pace.worthwhile_guesses(sequence.guessable(most), n_rows, n_answers)
+            sequence.guess(n)
+            room, n_rows = room - n, n_rows + n
+            if n == 0 and sequence.request.speculate:
+                undecided.append(sequence)
+        if self.drafts is not None and undecided:
+            most = min(room // len(undecided), *(self._promised(sequence) for sequence in undecided))
+            self.drafts.guess(undecided, n_rows, n_answers, most)
+
+    def _promised(self, sequence: Sequence) -> int:
+        """Return how many cells are promised to a sequence beyond its tokens."""
+        return self.cache.slots[sequence.slot].reserved - sequence.length
 
     def _has_cells(self, sequence: Sequence) -> bool:
         """Grow the sequence's reserve when it is used up, at the cost of the youngest; False if that is itself."""

@@ -13,7 +13,6 @@ sampled token confirms the guess in its place or cuts `computed` back to it, and
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,10 +64,13 @@ class Sequence:
         self.tokens[: self.n_prompt] = request.prompt
         self.length = self.n_prompt
         self.computed = 0
-        self.lookup = Lookup(source, n_reference, n_reference + self.n_prompt) if request.speculate else None
+        self.lookup = (
+            Lookup(source, n_reference, n_reference + self.n_prompt) if request.speculate and request.lookup else None
+        )
         self.n_guessed = 0
-        self._guess_is_predicted = False
+        self._guess_is_predicted = self._guess_is_drafted = False
         self.n_drafted = self.n_accepted = 0
+        self._outcome = (0, 0)
         self.n_predicted = self.n_predicted_accepted = 0
         self.cached = 0
         self.slot = NO_SLOT
@@ -129,21 +131,32 @@ class Sequence:
         elif self.n_generated >= self.request.max_tokens:
             self.finish = FinishReason.LENGTH
 
-    def guess(self, most: int, worth: Callable[[list[float]], int]) -> int:
-        """Write guessed tokens behind `length`, for the next batch; return how many.
-
-        Args:
-            most: upper limit.
-            worth: says how many to take, of how many of the first 1, 2, ... are expected to hold.
-        """
+    def guessable(self, most: int) -> list[float]:
+        """Return for k = 1, 2, ... up to `most` how many of the next k tokens can be guessed; empty when none can."""
         most = min(most, len(self.tokens) - self.length - 1)
         if self.lookup is None or most <= 0:
-            return 0
-        guess, predicted = self.lookup.guess(most)
-        n = worth(self.lookup.expected(len(guess))) if len(guess) else 0
-        self.tokens[self.length : self.length + n] = guess[:n]
-        self.n_guessed, self._guess_is_predicted = n, predicted
+            return []
+        return self.lookup.expected(len(self.lookup.guess(most)[0]))
+
+    def guess(self, n: int) -> None:
+        """Write `n` guessed tokens behind `length`, for the next batch; `guessable` has said that there are as many."""
+        if n and self.lookup is not None:
+            guess, self._guess_is_predicted = self.lookup.guess(n)
+            self.tokens[self.length : self.length + n] = guess
+        self.n_guessed, self._guess_is_drafted = n, False
+
+    def guess_drafted(self, tokens: list[Token]) -> int:
+        """Write a draft model's guess behind `length`; return how many tokens there was room for."""
+        n = min(len(tokens), len(self.tokens) - self.length - 1)
+        self.tokens[self.length : self.length + n] = tokens[:n]
+        self.n_guessed, self._guess_is_predicted, self._guess_is_drafted = n, False, True
         return n
+
+    def drafted_outcome(self) -> tuple[int, int]:
+        """Return how many tokens of the last draft held, and how many were checked; then forget it."""
+        outcome = self._outcome if self._guess_is_drafted else (0, 0)
+        self._outcome, self._guess_is_drafted = (0, 0), False
+        return outcome
 
     def _check_guess(self, token: Token) -> None:
         """Count a guess that was computed, and cut off what follows a wrong one."""
@@ -151,6 +164,7 @@ class Sequence:
         n = 1 if held else self.computed - self.length
         self.n_drafted += n
         self.n_accepted += held
+        self._outcome = self._outcome[0] + held, self._outcome[1] + 1
         if self._guess_is_predicted:
             self.n_predicted += n
             self.n_predicted_accepted += held

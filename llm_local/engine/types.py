@@ -75,6 +75,7 @@ class GenerationRequest:
         report_progress: send a delta for each computed piece of the prompt.
         speculate: compute guessed tokens ahead where that is quicker. The answer is distributed as without, but which
             rows are computed together depends on measured times, and with it the rounding.
+        lookup: whether prompt, prediction and answer are looked up for guesses.
         prediction: tokens that the answer is expected to repeat, in order.
     """
 
@@ -88,6 +89,7 @@ class GenerationRequest:
     prompt_logprobs: bool = False
     report_progress: bool = False
     speculate: bool = False
+    lookup: bool = True
     prediction: tuple[Token, ...] = ()
 
 

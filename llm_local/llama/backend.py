@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_local.engine.backend import Logits, NoRoom
-from llm_local.engine.batch import Batch
+from llm_local.engine.batch import Rows
 from llm_local.engine.types import SamplingParams, Token
 from llm_local.errors import DecodeFailed, StartupError
 from llm_local.llama.candidates import Candidates
@@ -146,7 +146,7 @@ class LlamaBackend:
         self._end_tokens = model.end_tokens
         self._candidates = Candidates(model.n_vocab)
 
-    def decode(self, batch: Batch) -> None:
+    def decode(self, batch: Rows) -> None:
         """Compute the batch; see `Backend.decode`."""
         rows, own = batch.n_rows, self._batch
         own.native.n_tokens = rows

@@ -149,7 +149,8 @@ def generation_requests(
             report_progress=body.return_progress and body.stream,
             # A seed asks for the same answer again, as far as that can be: which rows are computed together, and so the
             # rounding, must not depend on measured times.
-            speculate=settings.prompt_lookup and (body.seed is None or bool(prediction)),
+            speculate=body.seed is None or bool(prediction),
+            lookup=settings.prompt_lookup or bool(prediction),
             prediction=tuple(prediction),
         )
         for choice in range(n)

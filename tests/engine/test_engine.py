@@ -11,13 +11,14 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
+from llm_local.engine.drafts import Drafts
 from llm_local.engine.engine import Engine
 from llm_local.engine.host_cache import HostCache
 from llm_local.engine.pace import Pace
 from llm_local.engine.stream import Stream
 from llm_local.engine.types import Delta, FinishReason, GenerationRequest, SamplingParams
 from llm_local.errors import DeadlineExceeded, DecodeFailed, Draining, EngineDead, QueueFull
-from tests.fakes import END, FakeBackend, expected_tokens
+from tests.fakes import END, FakeBackend, FakeDrafter, expected_tokens
 
 GREEDY = SamplingParams(temperature=0.0, logprobs=0)
 
@@ -78,6 +79,7 @@ def test_an_answer_is_the_same_alone_batched_chunked_warm_shared_guessed_and_pre
     """Random traffic with common prefixes, small caches, clients that leave: each answer is what no engine gives."""
     choose = random.Random(seed)
     monkeypatch.setattr(Pace, "worthwhile_guesses", lambda self, expected, *_: choose.randint(0, len(expected)))
+    monkeypatch.setattr(Drafts, "_worthwhile", lambda self, n, rows, answers, most: choose.randint(0, max(most, 0)))
 
     async def scenario() -> None:
         backend = FakeBackend(
@@ -92,6 +94,7 @@ def test_an_answer_is_the_same_alone_batched_chunked_warm_shared_guessed_and_pre
             "answer_reserve": choose.choice([1, 4, 200]),
             "host": choose.choice([None, HostCache(2000), HostCache(100_000)]),
             "park_after": choose.choice([None, 1, 20]),
+            "drafter": choose.choice([None, FakeDrafter()]),
         }
         backend.fail_load = choose.random() < 0.1
         async with running(backend, **options) as engine:

@@ -8,12 +8,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from llm_local.engine.drafts import MOST_DRAFTED, Drafts
 from llm_local.engine.lookup import Lookup
 from llm_local.engine.pace import Pace
 from llm_local.engine.step_time import StepTime
 from llm_local.engine.types import SamplingParams
 from tests.engine.test_engine import GREEDY, check_accounting, collect, request, running, sampled, without_end
-from tests.fakes import N_VOCAB, FakeBackend, expected_tokens
+from tests.fakes import N_VOCAB, FakeBackend, FakeDrafter, expected_tokens
 
 
 def lookup(text: str, prediction: str = "") -> tuple[Lookup, np.ndarray, int]:
@@ -226,3 +227,45 @@ def test_guesses_stay_within_the_cells_that_were_promised(monkeypatch: pytest.Mo
             check_accounting(engine, backend)
 
     asyncio.run(scenario())
+
+
+def test_a_draft_model_shortens_answers_and_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Drafts, "_worthwhile", lambda self, n, rows, answers, most: min(most, MOST_DRAFTED))
+
+    async def scenario() -> None:
+        backend, drafter = FakeBackend(n_ctx=512, n_batch=64, n_outputs=40), FakeDrafter(wrong=0.0)
+        async with running(backend, drafter=drafter) as engine:
+            params = SamplingParams(temperature=0.0, logprobs=0, ignore_eos=True)
+            streams = [engine.submit([request((n, 2), 60, params, speculate=True)]) for n in range(3)]
+            for n, out in enumerate(await asyncio.gather(*[collect(stream) for stream in streams])):
+                assert [e.token for d in out[0] for e in d.logprobs] == expected_tokens((n, 2), params, 60)
+                assert out[0][-1].usage.accepted_tokens > 20
+            assert len(backend.batches) < 40
+            plain = await collect(engine.submit([request((9, 2), 20, params)]))
+            assert plain[0][-1].usage.drafted_tokens == 0
+        assert drafter.closed
+
+    asyncio.run(scenario())
+
+
+class TimedDrafter(FakeDrafter):
+    def __init__(self, draft_s: float) -> None:
+        super().__init__()
+        self.draft_s = draft_s
+
+    def seconds(self, n_sequences: int) -> float | None:
+        return self.draft_s
+
+
+def test_drafts_are_asked_for_as_far_as_they_pay_and_probed_when_they_do_not() -> None:
+    quick = Drafts(TimedDrafter(0.001), pace(0.01, 0.0001))
+    assert quick._worthwhile(1, 1, 1, 8) >= 4
+    for _ in range(50):
+        quick.note(0, 4)
+    assert quick._worthwhile(1, 1, 1, 8) == 1, "a probe, as it could win"
+    assert quick._worthwhile(1, 1, 1, 8) == 0, "and not at once again"
+    for _ in range(100):
+        quick.note(4, 4)
+    assert quick._worthwhile(1, 1, 1, 8) == 8
+    slow = Drafts(TimedDrafter(0.02), pace(0.01, 0.0001))
+    assert slow._worthwhile(1, 1, 1, 8) == 0, "no number of right guesses would pay"
