@@ -67,17 +67,6 @@ def test_a_model_that_drafts_for_itself_is_nearly_always_right(
     assert " Madrid" in first
 
 
-def test_on_a_cpu_a_draft_model_as_large_as_the_other_is_never_asked(smol: LlamaModel, smol_path: Path) -> None:
-    drafter = LlamaDrafter(LlamaModel(smol_path), PARAMS, 1024)
-    greedy = SamplingParams(temperature=0.0, ignore_eos=True)
-    out = answers(
-        smol, [GenerationRequest(tuple(smol.tokenize(TEXT)), greedy, 30, speculate=True, lookup=False)], drafter
-    )
-    usage = out[0][-1].usage
-    assert usage is not None
-    assert usage.drafted_tokens <= 2
-
-
 def test_another_vocabulary_is_refused(smol: LlamaModel, qwen_path: Path) -> None:
     qwen = LlamaModel(qwen_path)
     check_same_vocabulary(qwen, qwen)
