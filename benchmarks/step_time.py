@@ -15,7 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from llm_local.engine.engine import Engine, EngineStats
+from llm_local.engine.engine import Engine
+from llm_local.engine.stats import EngineStats
 from llm_local.engine.types import GenerationRequest, SamplingParams
 from llm_local.llama.backend import ContextParams, LlamaBackend
 from llm_local.llama.model import LlamaModel

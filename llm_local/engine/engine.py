@@ -27,6 +27,7 @@ from llm_local.engine.logprobs import prompt_logprobs, token_logprob
 from llm_local.engine.pace import Pace
 from llm_local.engine.scheduler import Scheduler
 from llm_local.engine.sequence import Sequence
+from llm_local.engine.stats import EngineStats, StatsLog
 from llm_local.engine.step_time import StepTime
 from llm_local.engine.stream import Receiver, Stream
 from llm_local.engine.types import Delta, FinishReason, GenerationRequest, Token, Usage
@@ -58,19 +59,6 @@ class _Stop:
 
 class _Wake:
     pass
-
-
-@dataclass(slots=True)
-class EngineStats:
-    """Counters of the engine thread since its start; times in seconds."""
-
-    steps: int = 0
-    rows: int = 0
-    sampled_tokens: int = 0
-    refused_tokens: int = 0
-    step_s: float = 0.0
-    decode_s: float = 0.0
-    sample_s: float = 0.0
 
 
 class Engine:
@@ -109,6 +97,7 @@ class Engine:
         self.max_running = max_running
         self._admission = Admission(max_running, queue_max)
         self.stats = EngineStats()
+        self._stats_log = StatsLog(self.stats)
         self.unavailable: LLMLocalError | None = None
         self.step_time = StepTime()
         self._backend = backend
@@ -293,6 +282,7 @@ class Engine:
         if self._side_job is not None and self._side_job.pending:
             self._side_job.step()
         self.stats.step_s += time.perf_counter() - began
+        self._stats_log.look()
         return True
 
     def _drain_inbox(self) -> bool:

@@ -513,3 +513,16 @@ def test_what_cannot_be_loaded_is_computed_and_not_tried_again() -> None:
             check_accounting(engine, backend)
 
     asyncio.run(scenario())
+
+
+def test_at_debug_level_the_log_says_where_the_time_of_a_step_goes(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with running(FakeBackend()) as engine:
+            await collect(engine.submit([request((1, 2, 3), 5)]))
+
+    caplog.set_level("INFO")
+    asyncio.run(scenario())
+    assert "decode" not in caplog.text
+    caplog.set_level("DEBUG", "llm_local.engine.stats")
+    asyncio.run(scenario())
+    assert "1 steps: 3.0 rows, 1.00 tokens (0 refused)" in caplog.text
