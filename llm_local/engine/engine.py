@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from typing import TypeVar
 
 from llm_local.engine.admission import Admission
 from llm_local.engine.backend import Backend, NoRoom, Sampler, SideJob
@@ -23,24 +22,21 @@ from llm_local.engine.batch import Batch, Part
 from llm_local.engine.constraint import Constraint, ConstraintFailed
 from llm_local.engine.drafts import Drafter
 from llm_local.engine.host_cache import HostCache
-from llm_local.engine.logprobs import prompt_logprobs, token_logprob
+from llm_local.engine.logprobs import prompt_logprobs
 from llm_local.engine.pace import Pace
 from llm_local.engine.scheduler import Scheduler
 from llm_local.engine.sequence import Sequence
 from llm_local.engine.stats import EngineStats, StatsLog
 from llm_local.engine.step_time import StepTime
 from llm_local.engine.stream import Receiver, Stream
-from llm_local.engine.types import Delta, FinishReason, GenerationRequest, Token, Usage
+from llm_local.engine.types import Delta, FinishReason, GenerationRequest, Usage
+from llm_local.engine.writer import Writer
 from llm_local.errors import DeadlineExceeded, DecodeFailed, Draining, EngineDead, LLMLocalError
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
 JOIN_TIMEOUT_S = 30.0
-
-MOST_REFUSALS = 32
-"""Draws for one token; a constraint that knows its mask needs two at the most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +113,7 @@ class Engine:
             park_after=park_after,
             drafter=drafter,
         )
+        self._writer = Writer(backend, self._scheduler.settle, self.stats)
         self._drafter = drafter
         self._side_job = side_job
         self._on_death = on_death
@@ -308,7 +305,7 @@ class Engine:
     def _add(self, sequence: Sequence) -> None:
         """Queue a sequence, with what its constraint forces at once: that is computed with the prompt."""
         try:
-            self._force(sequence)
+            self._writer.force(sequence)
         except ConstraintFailed as error:
             self._end(sequence, sequence.failed(error))
             return
@@ -378,7 +375,7 @@ class Engine:
             sequence.finish = FinishReason.LENGTH
         else:
             try:
-                self._write(sequence, part)
+                self._writer.write(sequence, part)
             except (ConstraintFailed, DecodeFailed) as error:
                 self._end(sequence, sequence.failed(error))
                 return
@@ -388,68 +385,6 @@ class Engine:
             self._end(sequence, delta)
         elif delta is not None:
             self.post(sequence.stream, delta)
-
-    def _write(self, sequence: Sequence, part: Part) -> None:
-        """Sample a token, and further ones as long as they are those that were guessed and computed."""
-        try:
-            while sequence.pending <= 0 and not sequence.done:
-                self._sample(sequence, part.row_before(sequence.length))
-                self._force(sequence)
-        finally:
-            if sequence.n_guessed:
-                self._scheduler.settle(sequence)
-
-    def _sample(self, sequence: Sequence, row: int) -> None:
-        began = time.perf_counter()
-        token = self._choose(sequence, row)
-        sequence.sampler.accept(token)
-        self.stats.sample_s += time.perf_counter() - began
-        self.stats.sampled_tokens += 1
-        n_top = sequence.request.params.logprobs
-        logprob = None if n_top is None else token_logprob(self._backend, row, token, n_top)
-        backend = self._backend
-        sequence.append(token, backend.piece(token), is_end=backend.is_end(token), logprob=logprob)
-
-    def _choose(self, sequence: Sequence, row: int) -> Token:
-        """Sample, and once more among what is allowed if the constraint refuses the token.
-
-        A token t of probability p(t) comes out with p(t) + (1 - Z) p(t) / Z = p(t) / Z, where Z is the mass of all
-        allowed tokens: as if the others had been masked at once.
-        """
-        token = sequence.sampler.sample(row)
-        constraint = sequence.constraint
-        if constraint is None:
-            return token
-        began = time.perf_counter()
-        for _ in range(MOST_REFUSALS):
-            if _ask(constraint.allows, token):
-                break
-            self.stats.refused_tokens += 1
-            token = sequence.sampler.sample(row, _ask(constraint.allowed))
-        else:
-            raise ConstraintFailed("The grammar could not be followed: every token that was tried is refused.")
-        if not self._backend.is_end(token):
-            _ask(constraint.accept, token)
-        sequence.constraint_s += time.perf_counter() - began
-        return token
-
-    def _force(self, sequence: Sequence) -> None:
-        """Append what the constraint leaves no choice about; the next batch computes it.
-
-        With log probabilities every token is sampled, as each needs its own logits.
-        """
-        constraint = sequence.constraint
-        if constraint is None or sequence.done or sequence.request.params.logprobs is not None:
-            return
-        began = time.perf_counter()
-        for token in _ask(constraint.forced):
-            if sequence.done or sequence.n_generated >= sequence.request.max_tokens:
-                break
-            _ask(constraint.accept, token)
-            sequence.sampler.accept(token)
-            sequence.append(token, self._backend.piece(token), is_end=False)
-            sequence.n_forced += 1
-        sequence.constraint_s += time.perf_counter() - began
 
     def _end(self, sequence: Sequence, delta: Delta) -> None:
         self._scheduler.remove(sequence)
@@ -483,17 +418,6 @@ class Engine:
         if self._drafter is not None:
             self._drafter.close()
         self._backend.close()
-
-
-def _ask(question: Callable[..., T], *arguments: Token) -> T:
-    """Ask a constraint; a bug of its own ends its answer, and not the engine."""
-    try:
-        return question(*arguments)
-    except ConstraintFailed:
-        raise
-    except Exception as error:
-        log.exception("a constraint broke")
-        raise ConstraintFailed("The grammar could not be followed: an internal error, which is in the log.") from error
 
 
 def _close_all(things: SequenceOf[Sampler | Constraint]) -> None:

@@ -1,0 +1,111 @@
+"""What is appended to a sequence after a decode: sampled tokens, confirmed guesses, forced tokens. Engine thread."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from llm_local.engine.backend import Backend
+from llm_local.engine.batch import Part
+from llm_local.engine.constraint import ConstraintFailed
+from llm_local.engine.logprobs import token_logprob
+from llm_local.engine.sequence import Sequence
+from llm_local.engine.stats import EngineStats
+from llm_local.engine.types import Token
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MOST_REFUSALS = 32
+"""Draws for one token; a constraint that knows its mask needs two at the most."""
+
+
+class Writer:
+    """Writes answers.
+
+    Args:
+        backend: whose logits are sampled.
+        settle: called for a sequence whose guesses were checked.
+        stats: counters to keep.
+    """
+
+    def __init__(self, backend: Backend, settle: Callable[[Sequence], None], stats: EngineStats) -> None:
+        self._backend = backend
+        self._settle = settle
+        self._stats = stats
+
+    def write(self, sequence: Sequence, part: Part) -> None:
+        """Sample a token, and further ones as long as they are those that were guessed and computed."""
+        try:
+            while sequence.pending <= 0 and not sequence.done:
+                self._sample(sequence, part.row_before(sequence.length))
+                self.force(sequence)
+        finally:
+            if sequence.n_guessed:
+                self._settle(sequence)
+
+    def _sample(self, sequence: Sequence, row: int) -> None:
+        began = time.perf_counter()
+        token = self._choose(sequence, row)
+        sequence.sampler.accept(token)
+        self._stats.sample_s += time.perf_counter() - began
+        self._stats.sampled_tokens += 1
+        n_top = sequence.request.params.logprobs
+        logprob = None if n_top is None else token_logprob(self._backend, row, token, n_top)
+        backend = self._backend
+        sequence.append(token, backend.piece(token), is_end=backend.is_end(token), logprob=logprob)
+
+    def _choose(self, sequence: Sequence, row: int) -> Token:
+        """Sample, and once more among what is allowed if the constraint refuses the token.
+
+        A token t of probability p(t) comes out with p(t) + (1 - Z) p(t) / Z = p(t) / Z, where Z is the mass of all
+        allowed tokens: as if the others had been masked at once.
+        """
+        token = sequence.sampler.sample(row)
+        constraint = sequence.constraint
+        if constraint is None:
+            return token
+        began = time.perf_counter()
+        for _ in range(MOST_REFUSALS):
+            if _ask(constraint.allows, token):
+                break
+            self._stats.refused_tokens += 1
+            token = sequence.sampler.sample(row, _ask(constraint.allowed))
+        else:
+            raise ConstraintFailed("The grammar could not be followed: every token that was tried is refused.")
+        if not self._backend.is_end(token):
+            _ask(constraint.accept, token)
+        sequence.constraint_s += time.perf_counter() - began
+        return token
+
+    def force(self, sequence: Sequence) -> None:
+        """Append what the constraint leaves no choice about; the next batch computes it.
+
+        With log probabilities every token is sampled, as each needs its own logits.
+        """
+        constraint = sequence.constraint
+        if constraint is None or sequence.done or sequence.request.params.logprobs is not None:
+            return
+        began = time.perf_counter()
+        for token in _ask(constraint.forced):
+            if sequence.done or sequence.n_generated >= sequence.request.max_tokens:
+                break
+            _ask(constraint.accept, token)
+            sequence.sampler.accept(token)
+            sequence.append(token, self._backend.piece(token), is_end=False)
+            sequence.n_forced += 1
+        sequence.constraint_s += time.perf_counter() - began
+
+
+def _ask(question: Callable[..., T], *arguments: Token) -> T:
+    """Ask a constraint; a bug of its own ends its answer, and not the engine."""
+    try:
+        return question(*arguments)
+    except ConstraintFailed:
+        raise
+    except Exception as error:
+        log.exception("a constraint broke")
+        raise ConstraintFailed("The grammar could not be followed: an internal error, which is in the log.") from error
