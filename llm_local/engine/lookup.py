@@ -30,6 +30,9 @@ FORGET = 0.98
 
 PRIOR_HELD, PRIOR_TRIED = 1.0, 2.0
 
+UNLIKELY = 0.1
+"""Chance below which a token that depends on all guesses before it is not considered."""
+
 
 class Lookup:
     """Follows one answer.
@@ -82,10 +85,14 @@ class Lookup:
         return self._source[at : min(at + most, end)], from_reference
 
     def expected(self, most: int) -> list[float]:
-        """Return for k = 1 to `most` how many of the next k guessed tokens will hold."""
-        out, chance, total, run = [], 1.0, 0.0, self._run
+        """Return for k = 1, 2, ... up to `most` how many of the next k guessed tokens will hold.
+
+        The list ends earlier where the next one is unlikely to be reached.
+        """
+        out: list[float] = []
+        chance, total, run = 1.0, 0.0, self._run
         rates = [held / tried for held, tried in zip(self._held, self._tried, strict=True)]
-        for _ in range(most):
+        while len(out) < most and chance > UNLIKELY:
             chance *= rates[_kind(run)]
             total += chance
             run += 1

@@ -61,15 +61,21 @@ class Pace:
         self._target_gap_s = target_gap_s
         self._prefill_chunk = prefill_chunk
 
-    def prompt_rows(self, n_answer_rows: int, n_guessed: int = 0) -> int:
-        """Return how many prompt rows may join a batch in which answers have `n_answer_rows`, and guesses some more."""
+    def prompt_rows(self, n_answer_rows: int, *, n_guessed: int = 0, n_prompts: int = 1) -> int:
+        """Return how many prompt rows may join a batch.
+
+        Args:
+            n_answer_rows: rows of running answers.
+            n_guessed: rows of guesses behind them.
+            n_prompts: how many prompts are to be read.
+        """
         room = self._n_batch - n_answer_rows - n_guessed
         if n_answer_rows == 0:
             work = self.step_time.work_within(QUIET_STEP_S)
             return room if work is None else min(room, max(int(work), QUIET_ROWS))
         if self._prefill_chunk is not None:
             return min(room, self._prefill_chunk)
-        work = self.step_time.work_within(self._gap_s(n_answer_rows))
+        work = self.step_time.work_within(self._gap_s(n_answer_rows, n_prompts))
         if work is None:
             return min(room, UNKNOWN_PROMPT_ROWS)
         left = int(work - self._answer_work * (n_answer_rows + n_guessed))
@@ -108,10 +114,12 @@ class Pace:
         now, then = self._seconds(n_rows), self._seconds(n_rows + n_more)
         return 0.0 if now is None or then is None else then - now
 
-    def _gap_s(self, n_answer_rows: int) -> float:
+    def _gap_s(self, n_answer_rows: int, n_prompts: int = 1) -> float:
+        """Return how long a step may take. Without a target, more people who wait than read make it longer."""
         if self._target_gap_s is not None:
             return self._target_gap_s
-        return max(GAP_FACTOR * (self._seconds(n_answer_rows) or 0.0), LEAST_GAP_S)
+        gap = max(GAP_FACTOR * (self._seconds(n_answer_rows) or 0.0), LEAST_GAP_S)
+        return max(gap, min(gap * n_prompts / n_answer_rows, QUIET_STEP_S))
 
     def _seconds(self, n_answer_rows: int) -> float | None:
         return self.step_time.seconds(self._answer_work * n_answer_rows)

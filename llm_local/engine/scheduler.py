@@ -273,7 +273,7 @@ class Scheduler:
             return
         n_guessed = sum(sequence.n_guessed for sequence in caught_up)
         outputs = self._prompt_outputs - n_guessed
-        room = self._pace.prompt_rows(batch.n_rows - n_guessed, n_guessed)
+        room = self._pace.prompt_rows(batch.n_rows - n_guessed, n_guessed=n_guessed, n_prompts=len(prompts))
         for sequence, share in _shares(prompts, room):
             n = _even_part(sequence.pending, share, batch.n_rows)
             if sequence.wants_prompt_logits:

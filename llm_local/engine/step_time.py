@@ -13,7 +13,7 @@ Only ratios and rough sizes matter, so that a few points and straight lines betw
 
 from __future__ import annotations
 
-import numpy as np
+from bisect import bisect_left
 
 EDGES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048)
 """Largest work of each point; the last one takes all that are larger."""
@@ -26,60 +26,60 @@ OUTLIER = 3.0
 
 
 class StepTime:
-    """Seconds by work. Without a decode to learn from it knows nothing, and says so."""
+    """Seconds by work. Without a decode to learn from it knows nothing, and says so.
+
+    (Plain lists: it is asked at every step, and for twenty points they are quicker than arrays.)
+    """
 
     def __init__(self) -> None:
-        self._work = np.zeros(len(EDGES))
-        self._seconds = np.zeros(len(EDGES))
-        self._known = np.zeros(len(EDGES), bool)
-        self._points: tuple[list[float], list[float]] | None = None
+        self._means: dict[int, tuple[float, float]] = {}
+        self._works: list[float] = []
+        self._seconds: list[float] = []
 
     def note(self, work: float, seconds: float) -> None:
         """Take in how long a decode took."""
-        at = min(int(np.searchsorted(EDGES, work)), len(EDGES) - 1)
-        if not self._known[at]:
-            self._work[at], self._seconds[at], self._known[at] = work, seconds, True
+        at = min(bisect_left(EDGES, work), len(EDGES) - 1)
+        if at in self._means:
+            mean_work, mean = self._means[at]
+            seconds = min(seconds, OUTLIER * mean)
+            self._means[at] = mean_work + WEIGHT * (work - mean_work), mean + WEIGHT * (seconds - mean)
         else:
-            seconds = min(seconds, OUTLIER * self._seconds[at])
-            self._work[at] += WEIGHT * (work - self._work[at])
-            self._seconds[at] += WEIGHT * (seconds - self._seconds[at])
-        self._points = None
+            self._means[at] = work, seconds
+        self._works = []
 
     def seconds(self, work: float) -> float | None:
         """Return how long so much work will take; None when nothing is known."""
-        known = self._known_points()
-        if known is None:
+        if not self._known():
             return None
-        works, seconds = known
-        if work <= works[-1]:
-            return float(np.interp(work, works, seconds))
-        return seconds[-1] + (work - works[-1]) * self._slope(known)
+        return self._line(work, self._works, self._seconds)
 
     def work_within(self, seconds: float) -> float | None:
         """Return how much work takes at most `seconds`, at least 0; None when nothing is known."""
-        known = self._known_points()
-        if known is None:
+        if not self._known():
             return None
-        works, times = known
-        if seconds < times[0]:
-            return 0.0
-        if seconds <= times[-1]:
-            return float(np.interp(seconds, times, works))
-        return works[-1] + (seconds - times[-1]) / self._slope(known)
+        return 0.0 if seconds < self._seconds[0] else self._line(seconds, self._seconds, self._works)
 
-    def _known_points(self) -> tuple[list[float], list[float]] | None:
-        """Return work and seconds of the points, both rising: more work never takes less time."""
-        if self._points is None and self._known.any():
-            works = self._work[self._known]
-            seconds = np.maximum.accumulate(self._seconds[self._known])
-            seconds += np.arange(len(seconds)) * 1e-9
-            self._points = works.tolist(), seconds.tolist()
-        return self._points
+    def _known(self) -> bool:
+        """Put the points in order, both coordinates rising: more work never takes less time."""
+        if not self._works and self._means:
+            points = [self._means[at] for at in sorted(self._means)]
+            self._works = [work for work, _ in points]
+            self._seconds = []
+            longest = 0.0
+            for _, seconds in points:
+                longest = max(seconds, longest * (1 + 1e-9))
+                self._seconds.append(longest)
+        return bool(self._works)
 
     @staticmethod
-    def _slope(known: tuple[list[float], list[float]]) -> float:
-        """Return the seconds of one more row beyond the largest point: as from the first point to that one."""
-        works, seconds = known
-        if len(works) < 2 or works[-1] <= works[0]:
-            return max(seconds[-1] / works[-1], 1e-9)
-        return max((seconds[-1] - seconds[0]) / (works[-1] - works[0]), 1e-9)
+    def _line(x: float, xs: list[float], ys: list[float]) -> float:
+        """Return y at x: on the line between two points; before the first its y, behind the last the line from it."""
+        if x <= xs[0]:
+            return ys[0]
+        if x >= xs[-1]:
+            if len(xs) == 1:
+                return ys[0] * x / xs[0]
+            return ys[-1] + (x - xs[-1]) * (ys[-1] - ys[0]) / (xs[-1] - xs[0])
+        at = bisect_left(xs, x)
+        share = (x - xs[at - 1]) / (xs[at] - xs[at - 1])
+        return ys[at - 1] + share * (ys[at] - ys[at - 1])

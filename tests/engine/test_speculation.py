@@ -105,6 +105,8 @@ def test_prompts_get_what_the_target_leaves() -> None:
     assert pace(0.01, 0.001, prefill_chunk=20).prompt_rows(4) == 20
     adaptive = pace(0.1, 0.01).prompt_rows(4)
     assert adaptive == pytest.approx((5 * 0.14 - 0.1) / 0.01 - 4, abs=2), "five times a step without prompts"
+    assert pace(0.01, 0.001).prompt_rows(1, n_prompts=4) > 3 * pace(0.01, 0.001).prompt_rows(1), "more wait than read"
+    assert pace(0.01, 0.001, target_gap_s=0.05).prompt_rows(1, n_prompts=8) == pytest.approx(39, abs=1)
 
 
 def test_guesses_are_taken_as_far_as_they_pay() -> None:
