@@ -116,9 +116,10 @@ class Soak:
         early, late = (
             statistics.median(part) for part in (self.memory[third : 2 * third + 1], self.memory[-third - 1 :])
         )
-        bad = [name for name in self.counts if name.startswith("error") and "Timeout" not in name or "cut" in name]
+        bad = [name for name in self.counts if (name.startswith("error") and "Timeout" not in name) or "cut" in name]
         print(
-            f"open at the end {n_open:.0f}, answered {[a.status_code for a in answers]}, MB {early:.1f} -> {late:.1f}, {bad}"
+            f"open at the end {n_open:.0f}, answered {[a.status_code for a in answers]}, "
+            f"MB {early:.1f} -> {late:.1f}, bad: {bad}"
         )
         return n_open == 0 and all(a.status_code == 200 for a in answers) and late - early < 20 and not bad
 
