@@ -58,7 +58,9 @@ class Settings(BaseModel):
     seq_max: _optional(Count) = Field(None, description="longest prompt + answer in tokens; unset: ctx")  # type: ignore[valid-type]
     n_predict: Annotated[int, Field(ge=0)] = Field(512, description="max_tokens of requests that do not say")
     parallel: Annotated[int, Field(ge=1, le=128)] = Field(4, description="sequences decoded together")
-    threads: _optional(Count) = Field(None, description="CPU threads; unset: what this process may use")  # type: ignore[valid-type]
+    threads: _optional(Count) = Field(  # type: ignore[valid-type]
+        None, description="CPU threads, fewer while others use the CPUs; unset: what this process may use"
+    )
     threads_batch: _optional(Count) = Field(None, description="CPU threads for prompts; unset: threads")  # type: ignore[valid-type]
     kv_type: Literal["f16", "q8_0", "q4_0"] = Field(
         "f16", description="type of the KV cells: smaller ones cost accuracy"
