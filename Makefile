@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null
 	@if $(BIN)/python -m pip show llama-cpp-python >/dev/null 2>&1; then echo "updating the packages"; \
 	 else echo "installing; llama.cpp is compiled for this CPU, which takes 6 to 10 minutes the first time (pip keeps the result)"; fi
-	@$(BIN)/python scripts/with_clock.py $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,dev]'
+	@$(BIN)/python scripts/with_clock.py $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,bench,dev]'
 	@touch $@
 	@echo "installed"
 
@@ -42,7 +42,7 @@ check: $(STAMP)  ## linters, types, architecture
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
 bench: $(STAMP)  ## compare servers: make bench ARGS="ours=http://127.0.0.1:8080 peer=http://127.0.0.1:8081"
-	$(BIN)/python benchmarks/compare.py $(ARGS)
+	$(BIN)/python -m llm_local bench $(ARGS)
 
 image-cpu:  ## build the CPU image
 	docker build -f Dockerfile.cpu -t llm-local:cpu .

@@ -21,7 +21,8 @@ ALLOWED = {
     "chat": {"errors"},
     "structured": {"engine", "errors"},
     "server": {"chat", "structured", "engine", "config", "errors"},
-    "cli": {"server", "chat", "structured", "engine", "llama", "models", "config", "errors"},
+    "bench": {"errors", "client"},
+    "cli": {"bench", "server", "chat", "structured", "engine", "llama", "models", "config", "errors"},
     "__main__": {"cli"},
     "__init__": set(),
 }

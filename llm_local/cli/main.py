@@ -1,4 +1,4 @@
-"""`llm-local serve | config`. Exit codes: 0 fine, 1 the server broke, 2 it could not start, 130 interrupted."""
+"""`llm-local serve | config | bench`. Exit codes: 0 fine, 1 the server broke, 2 it could not start, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence as SequenceOf
 from pathlib import Path
 
 from llm_local import __version__, config
+from llm_local.cli.bench import add_arguments, bench
 from llm_local.errors import StartupError
 
 EXIT_STARTUP = 2
@@ -19,6 +20,8 @@ def main(arguments: SequenceOf[str] | None = None) -> int:
     """Run a command and return its exit code."""
     options = _parser().parse_args(arguments)
     try:
+        if options.command == "bench":
+            return bench(options)
         flags = {name: getattr(options, name) for name in config.Settings.model_fields}
         loaded = config.load(flags, os.environ, options.config)
         if options.command == "config":
@@ -64,6 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add(commands, "serve", "load a model and serve it")
     _add(commands, "config", "print every setting, its value and where it came from")
+    text = "load OpenAI servers side by side and compare them"
+    add_arguments(
+        commands.add_parser(
+            "bench", help=text, description="Load OpenAI servers side by side and compare them.", allow_abbrev=False
+        )
+    )
     return parser
 
 

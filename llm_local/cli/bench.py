@@ -1,0 +1,176 @@
+"""`llm-local bench`: load OpenAI servers side by side, print tables, write JSON and a report."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import secrets
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llm_local.bench.options import Options, parse_servers
+from llm_local.errors import StartupError
+
+T = TypeVar("T")
+
+EXIT_INTERRUPTED = 130
+EXAMPLES = """examples:
+  llm-local bench http://127.0.0.1:8080
+  llm-local bench ours=http://127.0.0.1:8080@PID peer=http://127.0.0.1:8081@PID --clients 1,4,8 --json out.json
+  llm-local bench ours=http://127.0.0.1:8080 peer=http://127.0.0.1:8081 --workload cold-system,schema,interrupt
+  llm-local bench ours=http://127.0.0.1:8080 --rate 0.5,1,2 --seconds 60 --report report/ --profile rtx-3060
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `bench`."""
+    from llm_local.bench.workloads import WORKLOADS
+
+    known = "\n".join(f"  {workload.name:14} {workload.about}" for workload in WORKLOADS.values())
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"workloads:\n{known}\n\n{EXAMPLES}"
+    add = parser.add_argument
+    add("servers", nargs="*", metavar="NAME=URL[@PID]", help="base URLs; the first is compared with the others")
+    add("--workload", type=_words, default=("chat",), metavar="NAME,...", help="what is asked for [chat]")
+    add("--clients", type=_list_of(_count), default=(), metavar="N,...", help="closed loop: clients at once")
+    add("--rate", type=_list_of(_positive), default=(), metavar="R,...", help="open loop: arrivals a second (Poisson)")
+    add("--rounds", type=_count, default=5, metavar="N", help="rounds of each server [5]")
+    add("--requests", type=_count, metavar="N", help="requests a client and round; with --rate: arrivals a round [20]")
+    add("--seconds", type=_positive, metavar="S", help="instead of --requests: how long a round sends new requests")
+    add("--max-tokens", type=_count, default=64, metavar="N", help="tokens of an answer, about [64]")
+    add("--prompt-tokens", type=_count, metavar="N", help="length of the long part of a prompt [by workload]")
+    add("--temperature", type=float, metavar="T", help="0 is greedy [0.7; rewrite 0]")
+    add("--turns", type=_count, default=4, metavar="N", help="of a conversation in multi-turn [4]")
+    add("--batch", type=_count, default=32, metavar="N", help="texts in a request of embeddings [32]")
+    add("--prediction", action="store_true", help="rewrite: send the expected answer as OpenAI's 'prediction'")
+    add("--plain-openai", action="store_true", help="send only OpenAI's own fields")
+    add(
+        "--extra",
+        type=_extra,
+        action="append",
+        default=[],
+        metavar="[NAME:]JSON",
+        help="fields added to the requests of a server, or of all",
+    )
+    add("--model", metavar="ID", help="what requests ask for [the first that the server lists]")
+    add("--api-key", metavar="KEY", help="sent to every server")
+    add("--timeout", type=_positive, default=300.0, metavar="S", help="the longest wait for one answer [300]")
+    add("--seed", type=int, default=0, metavar="N", help="of texts, arrivals and intervals [0]")
+    add("--json", type=Path, metavar="FILE", help="write everything, down to single answers")
+
+
+def bench(options: argparse.Namespace) -> int:
+    """Run what the command line asks for; return the exit code.
+
+    Raises:
+        StartupError: it asks for something that does not exist.
+    """
+    if not options.servers:
+        raise StartupError("name at least one server, such as ours=http://127.0.0.1:8080 (see llm-local bench --help)")
+    return _load(options)
+
+
+def _load(given: argparse.Namespace) -> int:
+    from llm_local.bench import document, run
+    from llm_local.bench.table import as_text, tables
+
+    options = _options(given)
+    run.check_workloads(options)
+    findings = run.Findings()
+    progress = _progress()
+    interrupted = False
+    try:
+        asyncio.run(run.run(options, findings, progress))
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        progress.close()
+    for found in findings.runs:
+        if found.rounds:
+            print("\n" + "\n\n".join(as_text(table) for table in tables(found)))
+    if given.json:
+        document.write(given.json, document.document(findings, options, complete=not interrupted))
+    if interrupted:
+        print("\ninterrupted: these are the rounds that were complete", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _options(given: argparse.Namespace) -> Options:
+    if given.rate and given.clients:
+        raise StartupError("--clients is the closed loop and --rate the open one: give one of them")
+    servers = parse_servers(given.servers)
+    extra: dict[str, Mapping[str, Any]] = {}
+    for name, fields in given.extra:
+        if name and name not in [server.name for server in servers]:
+            raise StartupError(f"--extra names '{name}', but no server is called that")
+        extra[name] = {**extra.get(name, {}), **fields}
+    return Options(
+        servers=servers,
+        workloads=given.workload,
+        clients=given.clients,
+        rates=given.rate,
+        rounds=given.rounds,
+        requests=given.requests,
+        seconds=given.seconds,
+        seed=given.seed,
+        nonce=f"{secrets.randbelow(10**6):06d}",
+        model=given.model,
+        max_tokens=given.max_tokens,
+        prompt_tokens=given.prompt_tokens,
+        temperature=given.temperature,
+        turns=given.turns,
+        batch=given.batch,
+        prediction=given.prediction,
+        plain_openai=given.plain_openai,
+        extra=extra,
+        timeout_s=given.timeout,
+        api_key=given.api_key,
+    )
+
+
+def _progress() -> Any:
+    from llm_local.bench.progress import Bar, Lines
+
+    return Bar() if sys.stderr.isatty() else Lines()
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (part.strip() for part in text.split(","))))
+
+
+def _list_of(kind: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
+    def read(text: str) -> tuple[T, ...]:
+        return tuple(kind(part) for part in _words(text))
+
+    return read
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
+    return value
+
+
+def _extra(text: str) -> tuple[str, dict[str, Any]]:
+    name, _, fields = text.partition(":") if not text.startswith("{") else ("", "", text)
+    try:
+        value = json.loads(fields)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"'{text}' is not [NAME:]{{JSON fields}}")
+    return name, value
