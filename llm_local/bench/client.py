@@ -20,6 +20,7 @@ USAGE = re.compile(rb'"usage":\s*\{')
 FINISH = re.compile(rb'"finish_reason":\s*"(\w+)"')
 FINGERPRINT = re.compile(rb'"system_fingerprint":\s*"([^"]{1,80})"')
 VECTOR = re.compile(rb'"embedding":\s*[\["]')
+GET_TIMEOUT_S = 10.0
 PROMPT_TOKENS = re.compile(rb'"prompt_tokens":\s*(\d+)')
 
 
@@ -93,6 +94,7 @@ class Client:
         key = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
         self._headers = f"Host: {self._target.netloc}\r\nAccept: */*\r\nUser-Agent: llm-local-bench\r\n{key}"
         self._timeout_s = timeout_s
+        self._get_timeout_s = min(timeout_s, GET_TIMEOUT_S)
         self._idle: list[Connection] = []
 
     def close(self) -> None:
@@ -107,7 +109,8 @@ class Client:
         body = json.dumps(request.body, ensure_ascii=False).encode()
         head = f"POST {self._target.path}{request.path} HTTP/1.1\r\nContent-Type: application/json\r\n"
         data = f"{head}{self._headers}Content-Length: {len(body)}\r\n\r\n".encode() + body
-        await self._guarded(data, answer, self._read_stream if request.body.get("stream") else self._read_vectors)
+        read = self._read_stream if request.body.get("stream") else self._read_vectors
+        await self._guarded(data, answer, read, self._timeout_s)
         return answer
 
     async def get(self, path: str) -> Any:
@@ -117,13 +120,14 @@ class Client:
         async def read(connection: Connection, headers: dict[str, str], answer: Answer) -> None:
             found.append(json.loads(b"".join([piece async for piece in connection.body(headers)])))
 
-        await self._guarded(f"GET {path} HTTP/1.1\r\n{self._headers}\r\n".encode(), Answer(), read)
+        data = f"GET {self._target.path}{path} HTTP/1.1\r\n{self._headers}\r\n".encode()
+        await self._guarded(data, Answer(), read, self._get_timeout_s)
         return found[0] if found else None
 
-    async def _guarded(self, data: bytes, answer: Answer, read: Callable[..., Any]) -> None:
+    async def _guarded(self, data: bytes, answer: Answer, read: Callable[..., Any], timeout_s: float) -> None:
         """Run the exchange; turn everything that can happen to a connection into a short word."""
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(timeout_s):
                 await self._exchange(data, answer, read)
         except TimeoutError:
             answer.error = "timeout"
@@ -131,10 +135,10 @@ class Client:
             answer.error = "refused"
         except ClosedEarly:
             answer.error = "closed early"
-        except (NotHttp, ValueError):
-            answer.error = "not understood"
         except ssl.SSLError as error:
             answer.error = f"tls {error.reason or 'error'}".lower()
+        except (NotHttp, ValueError):
+            answer.error = "not understood"
         except OSError as error:
             answer.error = f"connection {(error.strerror or type(error).__name__).lower()}"
         answer.end_s = time.perf_counter()

@@ -35,13 +35,15 @@ class Round:
 
 @dataclass(slots=True)
 class Run:
-    """One workload under one load: rounds by server. Every server has the same number of complete rounds."""
+    """One workload under one load: its rounds, each by server. A round that was interrupted may lack servers."""
 
     workload: Workload
     load: Load
     servers: tuple[str, ...]
     seed: int
     rounds: list[dict[str, Round]] = field(default_factory=list)
+    cut_short: bool = False
+    """The only round there is was interrupted."""
 
     @property
     def groups(self) -> list[str]:
@@ -49,9 +51,14 @@ class Run:
         found = [group for rounds in self.rounds for result in rounds.values() for group in result.groups]
         return list(dict.fromkeys(found))
 
+    def of(self, server: str) -> list[Round]:
+        """Return the rounds of a server."""
+        return [rounds[server] for rounds in self.rounds if server in rounds]
+
     def values(self, server: str, group: str, metric: str) -> list[float]:
         """Return a metric of a server, one value a round."""
-        return [rounds[server].groups.get(group, {}).get(metric, math.nan) for rounds in self.rounds]
+        of_server = [rounds[server].groups if server in rounds else {} for rounds in self.rounds]
+        return [groups.get(group, {}).get(metric, math.nan) for groups in of_server]
 
     def spread(self, server: str, group: str, metric: str) -> Spread:
         """Return the spread of a metric over the rounds."""
@@ -74,17 +81,11 @@ class Run:
 
     def errors(self, server: str) -> Counter[str]:
         """Return how often what went wrong."""
-        total: Counter[str] = Counter()
-        for rounds in self.rounds:
-            total.update(rounds[server].errors)
-        return total
+        return sum((Counter(result.errors) for result in self.of(server)), Counter())
 
     def invalid(self, server: str) -> Counter[str]:
         """Return how often a complete answer was not what had been asked for."""
-        total: Counter[str] = Counter()
-        for rounds in self.rounds:
-            total.update(rounds[server].invalid)
-        return total
+        return sum((Counter(result.invalid) for result in self.of(server)), Counter())
 
     def as_json(self) -> dict[str, Any]:
         """Return everything, raw values and spreads."""
@@ -104,6 +105,7 @@ class Run:
         return {
             "workload": self.workload.name,
             "load": asdict(self.load),
+            "cut_short": self.cut_short,
             "summary": summary,
             "ratios": compared,
             "errors": {server: dict(self.errors(server)) for server in self.servers},

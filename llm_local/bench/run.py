@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ from llm_local.bench.load import Site, arrival_times, closed_loop, open_loop, wa
 from llm_local.bench.options import Load, Options, Server
 from llm_local.bench.prompts import Scale
 from llm_local.bench.result import Round, Run, summarize
-from llm_local.bench.workloads import WORKLOADS, Place, Session, Workload, Writer
+from llm_local.bench.workloads import WORKLOADS, Session, Workload
+from llm_local.bench.writer import Place, Writer
 from llm_local.errors import StartupError
 
 OPEN_LOOP_REQUESTS = 20
@@ -100,26 +102,33 @@ async def _rounds(
             await Site(client).play(workload.session(writer, Place(workload.name, name, -1, 0, 0)))
     for number in range(options.rounds):
         order = options.servers if number % 2 == 0 else options.servers[::-1]
-        rounds = {}
-        for server in order:
-            rounds[server.name] = await _round(
-                server, workload, load, number, writer, Site(clients[server.name], progress.answer), findings
-            )
-        # A round counts when every server had it: ratios are taken within rounds.
+        rounds: dict[str, Round] = {}
+        try:
+            for server in order:
+                site = Site(clients[server.name], progress.answer)
+                await _round(server, result, number, writer, site, findings, rounds)
+        except asyncio.CancelledError:
+            # A round counts when every server had it, as ratios are taken within rounds; but one is better than none.
+            result.cut_short = not result.rounds
+            result.rounds = result.rounds or [rounds]
+            raise
         result.rounds.append({name: rounds[name] for name in clients})
         progress.round(number, rounds)
 
 
 async def _round(
-    server: Server, workload: Workload, load: Load, number: int, writer: Writer, site: Site, findings: Findings
-) -> Round:
+    server: Server, result: Run, number: int, writer: Writer, site: Site, findings: Findings, rounds: dict[str, Round]
+) -> None:
+    """Let one server have its round; its figures are put into `rounds` also when it is interrupted."""
     began = time.perf_counter()
-    await _work(server.name, workload, load, number, writer, site)
-    seconds = time.perf_counter() - began
+    try:
+        await _work(server.name, result.workload, result.load, number, writer, site)
+    finally:
+        seconds = time.perf_counter() - began
+        rounds[server.name] = summarize(server, site.answers, seconds, together=result.workload.session is not None)
     fingerprints = {answer.fingerprint for _, answer in site.answers if answer.fingerprint}
     if fingerprints:
         findings.servers.setdefault(server.name, {})["system_fingerprint"] = sorted(fingerprints)[0]
-    return summarize(server, site.answers, seconds, together=workload.session is not None)
 
 
 async def _work(name: str, workload: Workload, load: Load, number: int, writer: Writer, site: Site) -> None:

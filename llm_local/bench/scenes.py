@@ -13,7 +13,8 @@ from llm_local.bench import prompts
 from llm_local.bench.client import Answer, Request
 from llm_local.bench.load import PAUSE_AFTER_ERROR_S, Site
 from llm_local.bench.prompts import system, user
-from llm_local.bench.workloads import Place, Writer, backchannel_request, language_of, question
+from llm_local.bench.workloads import backchannel_request, language_of, question
+from llm_local.bench.writer import Place, Writer
 
 N_RUNNING = 768
 """Tokens of an answer that has to last until a long prompt is read."""
@@ -46,7 +47,7 @@ async def _one_interruption(site: Site, writer: Writer, place: Callable[[int, in
         return writer.chat(at, [system(prompts.SYSTEM), user(question(writer, at))], n=N_RUNNING, group=RUNNING)
 
     async with _load(site, ask, clients, running):
-        await _until(lambda: _all_speak(running, clients))
+        await _until(lambda: _all_speak(running, clients) or _failed(running))
         at = place(clients, 0)
         text = writer.text(at, writer.options.prompt_tokens or 4000, language_of(at))
         messages = [system(prompts.SYSTEM), user(f"{writer.tag(at)}: {text}\n\n{prompts.QUESTIONS[0]}")]
@@ -69,7 +70,7 @@ async def backchannel(
         return writer.chat(at, [system(prompts.SYSTEM), user(question(writer, at))], group=LOAD)
 
     async with _load(site, ask, clients, running):
-        await _until(lambda: any(answer.first_s for answer in running))
+        await _until(lambda: any(answer.first_s for answer in running) or _failed(running))
         for turn in range(2 * requests):
             at = place(clients, turn)
             # Aside after aside would always meet the load at the same point of its step.
@@ -104,6 +105,10 @@ async def _load(
 
 def _all_speak(running: list[Answer], clients: int) -> bool:
     return sum(1 for answer in running if len(answer.chunk_times) > 1 and not answer.end_s) >= clients
+
+
+def _failed(running: list[Answer]) -> bool:
+    return any(answer.error for answer in running)
 
 
 def _spoke_after(running: list[Answer], moment: float) -> bool:

@@ -40,7 +40,7 @@ def _columns(run: Run) -> list[str]:
 
 def _figures(run: Run) -> Table:
     columns = _columns(run)
-    residents = {name: spread([rounds[name].resident_mb for rounds in run.rounds]) for name in run.servers}
+    residents = {name: spread([result.resident_mb for result in run.of(name)]) for name in run.servers}
     shows_memory = any(found.values for found in residents.values())
     rows = []
     for server in run.servers:
@@ -55,14 +55,14 @@ def _figures(run: Run) -> Table:
 
 
 def _notes(run: Run) -> list[str]:
-    notes = []
+    notes = ["interrupted in its first round"] if run.cut_short else []
     for server in run.servers:
-        sent = sum(rounds[server].n_answers for rounds in run.rounds)
+        sent = sum(result.n_answers for result in run.of(server))
         for what, counts in [("failed", run.errors(server)), ("not as asked for", run.invalid(server))]:
             if counts:
                 listed = ", ".join(f"{n} {reason}" for reason, n in counts.most_common())
                 notes.append(f"{server}: {counts.total()} of {sent} {what}: {listed}")
-        if any(rounds[server].without_usage for rounds in run.rounds):
+        if any(result.without_usage for result in run.of(server)):
             notes.append(f"{server}: gives no usage, so its tokens are counted by chunks")
     return notes
 
