@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any
 
 from llm_local.bench.options import Options
 from llm_local.bench.run import Findings
+from llm_local.bench.verdict import Check
 from llm_local.errors import StartupError
 
 PACKAGES = ("llm-local", "llama-cpp-python", "llguidance", "numpy", "uvloop")
 
 
-def document(findings: Findings, options: Options, *, complete: bool) -> dict[str, Any]:
+def document(findings: Findings, options: Options, checks: list[Check], *, complete: bool) -> dict[str, Any]:
     """Return the findings as JSON values; what is not a number is null."""
     whole = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -32,6 +34,7 @@ def document(findings: Findings, options: Options, *, complete: bool) -> dict[st
             "english": findings.scale.english,
             "json": findings.scale.json,
         },
+        "verdict": [asdict(check) for check in checks],
         "runs": [run.as_json() for run in findings.runs],
     }
     return {name: _finite(value) for name, value in whole.items()}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from llm_local.bench.measure import METRICS, Spread, spread
 from llm_local.bench.result import Run
+from llm_local.bench.verdict import Check
 
 RATIO_DIGITS = 2
 
@@ -20,6 +21,8 @@ class Table:
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+    words: bool = False
+    """Its cells are words, not figures."""
 
 
 def tables(run: Run) -> list[Table]:
@@ -92,14 +95,20 @@ def _ratio_cell(found: Spread) -> str:
     return f"{found.median:.{d}f} [{found.low:.{d}f}, {found.high:.{d}f}] {found.smallest:.{d}f}..{found.largest:.{d}f}"
 
 
+def of_checks(checks: SequenceOf[Check]) -> Table:
+    """Return the verdict as a table."""
+    rows = [(check.server, check.word, check.level, check.found) for check in checks]
+    return Table("verdict against the service levels", ("", "verdict", "level", "found"), tuple(rows), words=True)
+
+
 def as_text(table: Table) -> str:
     """Lay a table out in columns."""
     widths = [max(len(row[column]) for row in [table.head, *table.rows]) for column in range(len(table.head))]
-    lines = [table.title, *[_line(row, widths) for row in [table.head, *table.rows]], *table.notes]
-    return "\n".join(lines)
-
-
-def _line(row: SequenceOf[str], widths: list[int]) -> str:
-    first, *cells = row
-    padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-    return "  ".join([first.ljust(widths[0]), *padded]).rstrip()
+    lines = []
+    for first, *cells in [table.head, *table.rows]:
+        padded = [
+            cell.ljust(width) if table.words else cell.rjust(width)
+            for cell, width in zip(cells, widths[1:], strict=True)
+        ]
+        lines.append("  ".join([first.ljust(widths[0]), *padded]).rstrip())
+    return "\n".join([table.title, *lines, *table.notes])

@@ -11,7 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from llm_local.bench.extra import need
 from llm_local.bench.options import Options, parse_servers
+from llm_local.bench.run import Findings
+from llm_local.bench.verdict import PROFILES, Profile, find_profile, verdict
 from llm_local.errors import StartupError
 
 T = TypeVar("T")
@@ -60,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--timeout", type=_positive, default=300.0, metavar="S", help="the longest wait for one answer [300]")
     add("--seed", type=int, default=0, metavar="N", help="of texts, arrivals and intervals [0]")
     add("--json", type=Path, metavar="FILE", help="write everything, down to single answers")
+    add("--report", type=Path, metavar="DIR", help="write an HTML page with plots, and the plots as PNG")
+    add("--profile", metavar="NAME", help=f"hardware whose targets are to be met: {', '.join(PROFILES)}")
 
 
 def bench(options: argparse.Namespace) -> int:
@@ -74,11 +79,13 @@ def bench(options: argparse.Namespace) -> int:
 
 
 def _load(given: argparse.Namespace) -> int:
-    from llm_local.bench import document, run
-    from llm_local.bench.table import as_text, tables
+    from llm_local.bench import run
 
     options = _options(given)
+    profile = find_profile(given.profile)
     run.check_workloads(options)
+    if given.report:
+        need("matplotlib", "--report")
     findings = run.Findings()
     progress = _progress()
     interrupted = False
@@ -88,15 +95,33 @@ def _load(given: argparse.Namespace) -> int:
         interrupted = True
     finally:
         progress.close()
-    for found in findings.runs:
-        if found.rounds:
-            print("\n" + "\n\n".join(as_text(table) for table in tables(found)))
-    if given.json:
-        document.write(given.json, document.document(findings, options, complete=not interrupted))
+    _show(given, options, findings, profile, complete=not interrupted)
     if interrupted:
         print("\ninterrupted: these are the rounds that were complete", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
+
+
+def _show(
+    given: argparse.Namespace, options: Options, findings: Findings, profile: Profile | None, *, complete: bool
+) -> None:
+    """Print the tables and the verdict; write the files that were asked for."""
+    from llm_local.bench import document
+    from llm_local.bench.table import as_text, of_checks, tables
+
+    for found in findings.runs:
+        if found.rounds:
+            print("\n" + "\n\n".join(as_text(table) for table in tables(found)))
+    checks = verdict(findings, profile)
+    if given.report or profile:
+        print("\n" + as_text(of_checks(checks)))
+    whole = document.document(findings, options, checks, complete=complete)
+    if given.json:
+        document.write(given.json, whole)
+    if given.report:
+        from llm_local.bench import report
+
+        print(f"\nreport: {report.write(given.report, findings, whole, checks)}")
 
 
 def _options(given: argparse.Namespace) -> Options:

@@ -1,0 +1,147 @@
+"""The command itself, against our own server on the fake backend."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_local.bench import extra
+from llm_local.bench.options import parse_server, parse_servers
+from llm_local.cli import main
+from llm_local.errors import StartupError
+from tests.fakes import FakeBackend
+from tests.server.conftest import Served, serving
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    backend = FakeBackend(n_ctx=16384, n_batch=256, n_slots=8, n_outputs=40)
+    with serving(backend, window=4096) as served:
+        yield served
+
+
+def bench(served: Served, tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    out = tmp_path / "out.json"
+    servers = [f"ours={served.url}@{os.getpid()}", f"again={served.url}/v1/"]
+    common = ["--rounds", "1", "--requests", "1", "--max-tokens", "4", "--clients", "2", "--json", str(out)]
+    assert main(["bench", *servers, *common, *arguments]) == 0
+    return dict(json.loads(out.read_text()))
+
+
+@pytest.mark.parametrize(
+    "workload",
+    ["chat", "long-prompt", "cold-system", "shared-system", "multi-turn", "schema", "embeddings", "mixed"],
+)
+def test_each_workload_runs_on_our_server(
+    server: Served, tmp_path: Path, workload: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = {"embeddings": ["--prompt-tokens", "2", "--batch", "2"]}.get(workload, ["--prompt-tokens", "20"])
+    run = bench(server, tmp_path, "--workload", workload, *fields, "--turns", "2")["runs"][0]
+    assert run["errors"] == {"ours": {}, "again": {}}
+    assert run["rounds"][0]["ours"]["samples"]
+    assert all(one["prompt_tokens"] for one in run["rounds"][0]["ours"]["samples"])
+    shown = capsys.readouterr()
+    assert workload in shown.out
+    assert "ours / again" in shown.out
+    assert f"{workload}, 2 clients, round 1/1: ours" in shown.err
+
+
+def test_a_rewrite_is_sent_with_its_prediction(server: Served, tmp_path: Path) -> None:
+    run = bench(server, tmp_path, "--workload", "rewrite", "--prompt-tokens", "20", "--prediction")["runs"][0]
+    assert run["errors"]["ours"] == {}
+
+
+def test_a_report_is_written_and_the_verdict_shown(
+    server: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    folder = tmp_path / "report"
+    bench(server, tmp_path, "--rate", "50", "--clients", "", "--report", str(folder), "--profile", "cpu-8")
+    assert {path.name for path in folder.iterdir()} == {"index.html", "chat.png"}
+    assert "CPU with 8 cores" in capsys.readouterr().out
+
+
+def test_the_served_model_and_the_memory_of_a_process_are_in_the_json(server: Served, tmp_path: Path) -> None:
+    read = bench(server, tmp_path)
+    assert read["servers"]["ours"]["model"] == "fake"
+    assert read["runs"][0]["rounds"][0]["ours"]["resident_mb"] > 10
+    assert read["runs"][0]["rounds"][0]["again"]["resident_mb"] is None
+    # One token is one byte here, and Russian has two of them a letter.
+    assert read["characters_per_token"]["english"] == pytest.approx(1, abs=0.1)
+    assert read["characters_per_token"]["russian"] == pytest.approx(0.57, abs=0.1)
+
+
+def test_a_server_that_is_not_there_is_counted_beside_one_that_is(
+    server: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.json"
+    arguments = [f"ours={server.url}", "gone=http://127.0.0.1:9", "--rounds", "2", "--requests", "1", "--clients", "1"]
+    assert main(["bench", *arguments, "--max-tokens", "2", "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["runs"][0]["errors"] == {"ours": {}, "gone": {"refused": 2}}
+    shown = capsys.readouterr()
+    assert "gone: 2 of 2 failed: 2 refused" in shown.out
+    assert "gone does not answer a first request: refused" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "name at least one server"),
+        (["ours"], "'ours' is no server"),
+        (["http://x:99999"], "is no server"),
+        (["http://x:1", "http://x:1/v1"], "two servers are called 'x:1'"),
+        (["http://x:1", "--workload", "chat,chats"], "no workload 'chats'; there are: chat, long-prompt"),
+        (["http://x:1", "--workload", "interrupt", "--rate", "1"], "'interrupt' has no open loop"),
+        (["http://x:1", "--clients", "1", "--rate", "1"], "give one of them"),
+        (["http://x:1", "--profile", "abacus"], "there is no profile 'abacus'; there are: rtx-4090"),
+        (["http://x:1", "--extra", 'y:{"top_k": 1}'], "--extra names 'y'"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_exit_2(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_a_missing_package_is_one_line_that_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extra, "find_spec", lambda name: None)
+    with pytest.raises(StartupError, match=r"--report needs matplotlib: pip install 'llm-local\[bench\]'"):
+        extra.need("matplotlib", "--report")
+
+
+def test_servers_are_read_with_and_without_names_and_processes() -> None:
+    named = parse_server("ours=http://127.0.0.1:8080@4711")
+    assert (named.name, named.url, named.pid) == ("ours", "http://127.0.0.1:8080/v1", 4711)
+    bare = parse_server("https://api.example.com/openai/v1/")
+    assert (bare.name, bare.url, bare.pid) == ("api.example.com", "https://api.example.com/openai/v1", None)
+    assert [server.name for server in parse_servers(["http://a:1", "b=http://a:1"])] == ["a:1", "b"]
+
+
+def test_ctrl_c_shows_what_there_is_so_far(server: Served, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    command = [sys.executable, "-m", "llm_local", "bench", f"ours={server.url}", "--seconds", "30", "--clients", "1"]
+    process = subprocess.Popen(
+        [*command, "--json", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    end = time.monotonic() + 10
+    while not server.engine.n_open and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    shown, errors = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "interrupted in its first round" in shown
+    assert "Traceback" not in errors
+    assert json.loads(out.read_text())["complete"] is False
