@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from llm_local.bench.result import ALL, Round
@@ -75,6 +77,19 @@ class Bar(Lines):
         """Leave the bar as it stands."""
         if self._bar is not None:
             self._bar.close()
+
+
+@contextmanager
+def byte_bar(out: TextIO | None = None) -> Iterator[Callable[[int], None]]:
+    """Show on a terminal how many bytes were written; the value is told of each piece."""
+    out = out or sys.stderr
+    if not out.isatty():
+        yield lambda n: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(unit="B", unit_scale=True, mininterval=0.5, file=out) as bar:
+        yield lambda n: bar.update(n) and None
 
 
 def short(result: Round) -> str:

@@ -24,6 +24,7 @@ EXAMPLES = """examples:
   llm-local bench http://127.0.0.1:8080
   llm-local bench ours=http://127.0.0.1:8080@PID peer=http://127.0.0.1:8081@PID --clients 1,4,8 --json out.json
   llm-local bench ours=http://127.0.0.1:8080 peer=http://127.0.0.1:8081 --workload cold-system,schema,interrupt
+  llm-local bench --synthetic qwen2.5-7b-q5_k_m --vocabulary qwen2.5-0.5b.gguf --out 7b.gguf
   llm-local bench ours=http://127.0.0.1:8080 --rate 0.5,1,2 --seconds 60 --report report/ --profile rtx-3060
 """
 
@@ -64,6 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="N", help="of texts, arrivals and intervals [0]")
     add("--json", type=Path, metavar="FILE", help="write everything, down to single answers")
     add("--report", type=Path, metavar="DIR", help="write an HTML page with plots, and the plots as PNG")
+    add(
+        "--synthetic", metavar="SHAPE", help="write a GGUF of that shape with random weights, such as qwen2.5-7b-q5_k_m"
+    )
+    add("--vocabulary", type=Path, metavar="GGUF", help="--synthetic: whose tokens and chat template it gets")
+    add("--out", type=Path, metavar="GGUF", help="--synthetic: the file to be written")
     add("--profile", metavar="NAME", help=f"hardware whose targets are to be met: {', '.join(PROFILES)}")
 
 
@@ -73,9 +79,25 @@ def bench(options: argparse.Namespace) -> int:
     Raises:
         StartupError: it asks for something that does not exist.
     """
+    if options.synthetic:
+        return _synthesize(options)
     if not options.servers:
         raise StartupError("name at least one server, such as ours=http://127.0.0.1:8080 (see llm-local bench --help)")
     return _load(options)
+
+
+def _synthesize(given: argparse.Namespace) -> int:
+    from llm_local.bench.progress import byte_bar
+    from llm_local.bench.shapes import find_shape
+    from llm_local.bench.synthetic import synthesize
+
+    shape, mix = find_shape(given.synthetic)
+    if not given.vocabulary or not given.out:
+        raise StartupError("--synthetic needs --vocabulary GGUF and --out GGUF")
+    with byte_bar() as on_bytes:
+        size = synthesize(shape, mix, given.vocabulary, given.out, seed=given.seed, on_bytes=on_bytes)
+    print(f"{given.out}: {size / 1e9:.2f} GB")
+    return 0
 
 
 def _load(given: argparse.Namespace) -> int:
