@@ -11,7 +11,7 @@ from llm_local.bench.result import ALL, Run
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's, which people who see fewer colours can tell apart."""
-MAX_PANELS = 4
+PANELS_A_ROW = 3
 
 
 def pictures(runs: list[Run]) -> dict[str, bytes]:
@@ -28,12 +28,13 @@ def _picture(name: str, runs: list[Run]) -> bytes:
     from matplotlib.figure import Figure
 
     runs = [run for run in runs if run.rounds]
-    panels = [metric for metric in runs[0].workload.columns if _has_values(runs, metric)][:MAX_PANELS]
-    figure = Figure(figsize=(4.2 * max(len(panels), 1), 3.6), layout="constrained")
+    panels = [metric for metric in runs[0].workload.columns if _has_values(runs, metric)]
+    columns, rows = min(len(panels), PANELS_A_ROW) or 1, math.ceil(len(panels) / PANELS_A_ROW) or 1
+    figure = Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(f"{name}: median over rounds; bars from the smallest to the largest")
     for number, metric in enumerate(panels):
-        _panel(figure.add_subplot(1, len(panels), number + 1), runs, metric)
+        _panel(figure.add_subplot(rows, columns, number + 1), runs, metric)
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=110)
     return out.getvalue()
@@ -62,7 +63,7 @@ def _panel(axes: Any, runs: list[Run], metric: str) -> None:
         axes.bar(at, heights, width * 0.92, yerr=ends, capsize=3, color=colour, label=server, error_kw={"lw": 1})
     several = len(runs[0].groups) > 1
     labels = [f"{run.load.label}\n{group}" if several else run.load.label for run, group in spots]
-    axes.set_xticks(range(len(spots)), labels, fontsize=8, rotation=20 if len(spots) > 3 else 0)
+    axes.set_xticks(range(len(spots)), labels, fontsize=8, rotation=30 if len(spots) > 5 else 0)
     better = "more is better" if METRICS[metric].more_is_better else "less is better"
     axes.set_title(f"{METRICS[metric].head} ({better})", fontsize=10)
     axes.set_ylim(bottom=0)

@@ -21,6 +21,7 @@ from llm_local.bench.writer import Place, Writer
 from llm_local.errors import StartupError
 
 OPEN_LOOP_REQUESTS = 20
+SETTLE_S = 0.3
 SAMPLE_CHARACTERS = 400
 """Of the texts that tell how many characters make a token."""
 
@@ -107,6 +108,9 @@ async def _rounds(
             for server in order:
                 site = Site(clients[server.name], progress.answer)
                 await _round(server, result, number, writer, site, findings, rounds)
+                if workload.session is None:
+                    # Answers were given up: the server may compute a moment longer, at the next one's expense.
+                    await asyncio.sleep(SETTLE_S)
         except asyncio.CancelledError:
             # A round counts when every server had it, as ratios are taken within rounds; but one is better than none.
             result.cut_short = not result.rounds
@@ -169,8 +173,10 @@ async def _get_ready(options: Options, clients: dict[str, Client], findings: Fin
         n_tokens, error = await count("1")
         if error:
             progress.note(f"{name} does not answer a first request: {error}")
-        elif findings.scale == Scale():
-            findings.scale = await _measure_scale(count, n_tokens)
+            continue
+        # All get these requests, so that none is warmer than the others; the first one's count decides.
+        scale = await _measure_scale(count, n_tokens)
+        findings.scale = scale if findings.scale == Scale() else findings.scale
 
 
 async def _about(client: Client, options: Options) -> dict[str, Any]:

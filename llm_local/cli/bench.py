@@ -43,7 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rate", type=_list_of(_positive), default=(), metavar="R,...", help="open loop: arrivals a second (Poisson)")
     add("--rounds", type=_count, default=5, metavar="N", help="rounds of each server [5]")
     add("--requests", type=_count, metavar="N", help="requests a client and round; with --rate: arrivals a round [20]")
-    add("--seconds", type=_positive, metavar="S", help="instead of --requests: how long a round sends new requests")
+    add(
+        "--seconds",
+        type=_positive,
+        metavar="S",
+        help="instead of --requests: how long a round sends new requests (not where requests meet)",
+    )
     add("--max-tokens", type=_count, default=64, metavar="N", help="tokens of an answer, about [64]")
     add("--prompt-tokens", type=_count, metavar="N", help="length of the long part of a prompt [by workload]")
     add("--temperature", type=float, metavar="T", help="0 is greedy [0.7; rewrite 0]")
@@ -182,7 +187,14 @@ def _options(given: argparse.Namespace) -> Options:
 def _progress() -> Any:
     from llm_local.bench.progress import Bar, Lines
 
-    return Bar() if sys.stderr.isatty() else Lines()
+    if not sys.stderr.isatty():
+        return Lines()
+    try:
+        need("tqdm", "the progress bar")
+    except StartupError as error:
+        print(error, file=sys.stderr)
+        return Lines()
+    return Bar()
 
 
 def _words(text: str) -> tuple[str, ...]:

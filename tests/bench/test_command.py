@@ -131,7 +131,10 @@ def test_servers_are_read_with_and_without_names_and_processes() -> None:
 
 def test_ctrl_c_shows_what_there_is_so_far(server: Served, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    command = [sys.executable, "-m", "llm_local", "bench", f"ours={server.url}", "--seconds", "30", "--clients", "1"]
+    # A process that was started in the background ignores the signal, and so do its children.
+    start = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    start += "; from llm_local.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", start, "bench", f"ours={server.url}", "--seconds", "30", "--clients", "1"]
     process = subprocess.Popen(
         [*command, "--json", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -13,6 +14,7 @@ import pytest
 from llm_local.bench.document import document, write
 from llm_local.bench.measure import Spread
 from llm_local.bench.options import Load, Options, parse_servers
+from llm_local.bench.progress import Bar, Lines
 from llm_local.bench.result import Round, Run
 from llm_local.bench.run import Findings
 from llm_local.bench.table import as_text, of_checks, tables
@@ -161,6 +163,18 @@ def test_the_page_needs_nothing_else_and_escapes_what_servers_say(tmp_path: Path
     assert "&lt;peer&gt;" in text
     assert "4 at once" in text
     assert (tmp_path / "report" / "chat.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("kind", [Lines, Bar])
+def test_progress_says_each_round_and_what_failed(kind: type[Lines]) -> None:
+    out = io.StringIO()
+    progress = kind(out)
+    progress.begin("chat", "4 clients", 2)
+    progress.answer()
+    progress.round(0, {"ours": result([1.0], tok_s=20.0), "peer": result([], error="timeout")})
+    progress.close()
+    assert "chat, 4 clients, round 1/2: ours 20.0 tok/s, peer no answer (1 failed)" in out.getvalue()
+    assert ("50%" in out.getvalue()) is (kind is Bar)
 
 
 def test_a_verdict_is_a_table_of_words() -> None:
