@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 import statistics
+import subprocess
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,3 +105,21 @@ def resident_mb(pid: int) -> float:
         return math.nan
     lines = [line for line in status.splitlines() if line.startswith("VmRSS:")]
     return int(lines[0].split()[1]) / 1024 if lines else math.nan
+
+
+def device_mb(pid: int) -> float:
+    """Return the memory of a process on NVIDIA devices in MB of 2^20 bytes; nan where nvidia-smi does not tell.
+
+    (In a container it may list processes by other numbers.)
+    """
+    tool = shutil.which("nvidia-smi")
+    if not tool:
+        return math.nan
+    command = [tool, "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return math.nan
+    rows = [line.split(",") for line in listed.splitlines()]
+    used = [row[1].strip() for row in rows if len(row) == 2 and row[0].strip() == str(pid)]
+    return float(sum(int(mb) for mb in used)) if used and all(mb.isdigit() for mb in used) else math.nan

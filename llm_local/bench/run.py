@@ -13,6 +13,7 @@ from llm_local.bench import prompts, scenes
 from llm_local.bench.client import Answer, Client, Request
 from llm_local.bench.extra import need
 from llm_local.bench.load import Site, arrival_times, closed_loop, open_loop, waves
+from llm_local.bench.measure import device_mb
 from llm_local.bench.options import Load, Options, Server
 from llm_local.bench.prompts import Scale
 from llm_local.bench.result import Round, Run, summarize
@@ -86,6 +87,9 @@ async def run(options: Options, findings: Findings, progress: Progress) -> None:
         for name in options.workloads:
             for load in loads(WORKLOADS[name], options):
                 await _rounds(WORKLOADS[name], load, writer, clients, findings, progress)
+                for server in options.servers:
+                    if server.pid:
+                        findings.servers[server.name]["device_mb"] = device_mb(server.pid)
     finally:
         for client in clients.values():
             client.close()

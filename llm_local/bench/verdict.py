@@ -82,7 +82,7 @@ def verdict(findings: Findings, profile: Profile | None = None) -> list[Check]:
         checks += [_reply(server, runs, 1), _reply(server, runs, AT_ONCE), _backchannel(server, runs)]
         checks.append(_window(server, runs, findings.servers[server].get("about") or {}))
         if profile:
-            checks += _of_profile(server, runs, profile)
+            checks += _of_profile(server, runs, profile, findings.servers[server])
     return checks
 
 
@@ -138,30 +138,29 @@ def _window(server: str, runs: list[Run], about: dict[str, Any]) -> Check:
     return Check(server, level, f"measure with --workload long-prompt --prompt-tokens {WINDOW - 200}", None)
 
 
-def _of_profile(server: str, runs: list[Run], profile: Profile) -> list[Check]:
+def _of_profile(server: str, runs: list[Run], profile: Profile, about: dict[str, Any]) -> list[Check]:
     alone = [run for run in runs if _chat_of(1)(run)]
     speed = [run.spread(server, "", "answer_tok_s").median for run in alone]
     first = [run.spread(server, "", "ttft_p50_ms").median for run in alone]
-    memory = [result.resident_mb / 1024 for run in runs for result in run.of(server)]
     name = f"{profile.hardware}, {profile.file_type}"
-    resident = max((value for value in memory if not math.isnan(value)), default=math.nan)
-    if profile.name.startswith("rtx"):
-        resident = math.nan  # What is on the device does not show in the resident memory.
     how = "measure with --workload chat --clients 1"
+    tok_s, ttft_ms, gb = profile.tok_s, profile.ttft_ms, profile.memory_gb
     return [
-        _at_least(server, f"{name}: about {profile.tok_s:g} tok/s", _first(speed), profile.tok_s, "tok/s", how),
-        _at_most(
-            server, f"{name}: first token in about {profile.ttft_ms:g} ms", _first(first), profile.ttft_ms, "ms", how
-        ),
-        _at_most(
-            server,
-            f"{name}: {profile.memory_gb:g} GB",
-            resident,
-            profile.memory_gb,
-            "GB resident",
-            "look at the device's memory" if profile.name.startswith("rtx") else "name the server's process: URL@PID",
-        ),
+        _at_least(server, f"{name}: about {tok_s:g} tok/s", _first(speed), tok_s, "tok/s", how),
+        _at_most(server, f"{name}: first token in about {ttft_ms:g} ms", _first(first), ttft_ms, "ms", how),
+        _memory(server, runs, f"{name}: {gb:g} GB", profile, about),
     ]
+
+
+def _memory(server: str, runs: list[Run], level: str, profile: Profile, about: dict[str, Any]) -> Check:
+    """On a graphics card the memory of the device, elsewhere the largest resident one."""
+    if profile.name.startswith("rtx"):
+        used = about.get("device_mb", math.nan) / 1024
+        how = "name the server's process, URL@PID, where nvidia-smi lists it"
+        return _at_most(server, level, used, profile.memory_gb, "GB on the device", how)
+    known = [mb for run in runs for result in run.of(server) if not math.isnan(mb := result.resident_mb)]
+    resident = max(known, default=math.nan) / 1024
+    return _at_most(server, level, resident, profile.memory_gb, "GB resident", "name the server's process: URL@PID")
 
 
 def _first(values: list[float]) -> float:

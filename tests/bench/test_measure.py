@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from llm_local.bench.measure import bootstrap_interval, percentile, ratios, resident_mb, spread
+from llm_local.bench.measure import bootstrap_interval, device_mb, percentile, ratios, resident_mb, spread
 
 
 def test_percentiles_are_numpys() -> None:
@@ -30,10 +31,11 @@ def test_the_bootstrap_interval_holds_the_true_median_about_as_often_as_it_says(
 
 
 def test_the_interval_is_the_same_for_the_same_seed_and_lies_within_the_extremes() -> None:
-    values = [1.0, 2.0, 3.0, 4.0, 10.0]
+    values = list(np.random.default_rng(2).normal(size=40))
     low, high = bootstrap_interval(values, seed=1)
     assert (low, high) == bootstrap_interval(values, seed=1)
-    assert 1 <= low < 3 < high <= 10
+    assert (low, high) != bootstrap_interval(values, seed=2)
+    assert min(values) < low < high < max(values)
 
 
 def test_a_spread_leaves_out_rounds_without_a_value() -> None:
@@ -46,6 +48,20 @@ def test_ratios_are_taken_within_rounds() -> None:
     # Both drift by 10 from round to round, and one is always twice the other.
     assert ratios([10, 100, 1000], [5, 50, 500]) == [2, 2, 2]
     assert math.isnan(ratios([1.0], [0.0])[0])
+
+
+def test_device_memory_is_what_nvidia_smi_lists_for_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '4711, 5600'\necho '4711, 400'\necho '4712, [N/A]'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert device_mb(4711) == 6000
+    assert math.isnan(device_mb(4712))
+    assert math.isnan(device_mb(1))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert math.isnan(device_mb(4711))
 
 
 def test_a_process_that_is_gone_has_no_memory() -> None:

@@ -91,6 +91,8 @@ def test_a_profile_holds_its_figures_against_one_client() -> None:
     assert [check_of(found, word, "cpu-16").passed for word in ("tok/s", "first token", "GB")] == [True, False, True]
     # Device memory does not show in the resident one.
     assert check_of(found, "GB", "rtx-3060").passed is None
+    found.servers["ours"]["device_mb"] = 7000.0
+    assert check_of(found, "GB", "rtx-3060").passed is False
 
 
 def test_the_profiles_are_those_of_the_service() -> None:
