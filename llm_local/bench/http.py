@@ -75,6 +75,7 @@ class Connection:
 
         Raises:
             ClosedEarly: the connection ended before the body did.
+            ValueError: a length is no number.
         """
         try:
             if "chunked" in headers.get("transfer-encoding", "").lower():
@@ -88,8 +89,6 @@ class Connection:
                 return
         except (asyncio.IncompleteReadError, ConnectionError):
             raise ClosedEarly from None
-        except ValueError:
-            raise NotHttp from None
         self._reusable = headers.get("connection", "").lower() != "close"
 
     async def _chunks(self) -> AsyncIterator[bytes]:

@@ -41,8 +41,8 @@ class Peer:
     def text(self, text: str) -> None:
         self.event({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}], "usage": None})
 
-    def end_stream(self, n_prompt: int, n_output: int, **details: Any) -> None:
-        self.event({"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}], "usage": None})
+    def end_stream(self, n_prompt: int, n_output: int, finish: str = "length", **details: Any) -> None:
+        self.event({"choices": [{"index": 0, "delta": {}, "finish_reason": finish}], "usage": None})
         self.event(
             {"choices": [], "usage": {"prompt_tokens": n_prompt, "completion_tokens": n_output, **details}},
         )

@@ -55,6 +55,12 @@ def test_each_workload_runs_on_our_server(
     assert f"{workload}, 2 clients, round 1/1: ours" in shown.err
 
 
+def test_a_shared_system_prompt_is_warm_in_the_first_round(server: Served, tmp_path: Path) -> None:
+    run = bench(server, tmp_path, "--workload", "shared-system", "--prompt-tokens", "200")["runs"][0]
+    for name in ("ours", "again"):
+        assert all(one["cached_tokens"] > 200 for one in run["rounds"][0][name]["samples"])
+
+
 def test_a_rewrite_is_sent_with_its_prediction(server: Served, tmp_path: Path) -> None:
     run = bench(server, tmp_path, "--workload", "rewrite", "--prompt-tokens", "20", "--prediction")["runs"][0]
     assert run["errors"]["ours"] == {}

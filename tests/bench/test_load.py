@@ -86,16 +86,20 @@ def test_a_server_that_refuses_at_once_is_not_hammered() -> None:
 
 
 def test_waves_wait_for_each_other() -> None:
-    seen = []
+    running: set[int] = set()
+    together: list[set[int]] = []
 
     async def behave(peer: Peer, path: str, body: dict[str, Any]) -> None:
         number = int(body["messages"][0]["content"])
-        seen.append(number)
-        await asyncio.sleep(0.001 * (1 + number % 3))
+        running.add(number)
+        together.append(set(running))
+        await asyncio.sleep(0.002 * (1 + number % 3))
         await well(peer, path, body)
+        running.remove(number)
 
     load(lambda site: waves(site, lambda client, turn: one(10 * turn + client), 3, requests=3), behave)
-    assert [number // 10 for number in seen] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert {10, 11, 12} in together
+    assert all(len({number // 10 for number in numbers}) == 1 for numbers in together)
 
 
 def test_arrivals_are_poisson_and_the_same_for_the_same_seed() -> None:
@@ -143,6 +147,35 @@ def test_a_client_that_is_late_counts_from_the_scheduled_arrival() -> None:
     assert result.groups[""]["ttft_p50_ms"] >= 65
 
 
+def test_only_the_first_request_of_a_session_was_due_at_its_arrival() -> None:
+    w = writer(turns=2, max_tokens=4)
+
+    async def late(site: Site) -> None:
+        await site.play(multi_turn(w, place(0, 0)), due_s=time.perf_counter() - 1)
+
+    result, _ = load(late)
+    first, second = (sample["e2e_s"] for sample in result.samples)
+    assert second < 1 <= first
+
+
+def test_answers_that_were_cut_or_do_not_pass_their_check_are_counted_as_invalid() -> None:
+    def ask(n: int) -> Session:
+        yield Request(next(one(n=n)).body, check=lambda text: None if text == "w0 " else "too long")
+
+    async def behave(peer: Peer, path: str, body: dict[str, Any]) -> None:
+        peer.begin_stream()
+        for number in range(body["max_tokens"]):
+            peer.text(f"w{number} ")
+        peer.end_stream(1, 1, finish="length" if body["max_tokens"] == 3 else "stop")
+
+    async def work(site: Site) -> None:
+        for n in (1, 2, 3):
+            await site.play(ask(n))
+
+    result, _ = load(work, behave)
+    assert (result.errors, result.invalid) == ({}, {"too long": 1, "cut by max_tokens": 1})
+
+
 def test_a_conversation_goes_on_from_what_was_said_and_ends_at_an_error() -> None:
     bodies = []
 
@@ -173,16 +206,21 @@ def test_answers_that_stop_while_a_long_prompt_is_read_show_one_gap_as_long_as_t
         if len(body["messages"][1]["content"]) > 1000:
             reading.clear()
             await asyncio.sleep(0.1)
-            reading.set()
+            peer.text("x ")
+            peer.end_stream(1, 1)
+            await asyncio.sleep(0.02)
+            return reading.set()
         for _ in range(body["max_tokens"]):
             await reading.wait()
             peer.text("x ")
             await asyncio.sleep(0.003)
-        peer.end_stream(1, 1)
+        return peer.end_stream(1, 1)
 
     w = writer(prompt_tokens=1000)
     result, site = load(lambda site: interrupt(site, w, place, clients=3, requests=2), stops_for_prompts)
-    assert result.groups[RUNNING]["gap_p50_ms"] >= 99
+    # Also when they go on only some time after the prompt's first token.
+    assert result.groups[RUNNING]["gap_p50_ms"] >= 119
+    assert result.groups[RUNNING]["requests_s"] == 0
     assert result.groups[ARRIVING]["ttft_p50_ms"] >= 100
     # Those that were given up at the end are no errors, and no answers.
     assert (result.errors, result.n_answers) == ({}, 2)
@@ -212,5 +250,8 @@ def test_scenes_on_a_server_that_fails_end_with_its_errors() -> None:
         await peer.answer(500, {})
 
     w = writer(prompt_tokens=50)
-    result, _ = load(lambda site: interrupt(site, w, place, clients=2, requests=1), breaks)
-    assert set(result.errors) == {"http 500"}
+    for scene in (interrupt, backchannel):
+        began = time.perf_counter()
+        result, _ = load(lambda site, scene=scene: scene(site, w, place, clients=2, requests=1), breaks)  # type: ignore[misc]
+        assert set(result.errors) == {"http 500"}
+        assert time.perf_counter() - began < 10
