@@ -24,6 +24,10 @@ GET_TIMEOUT_S = 10.0
 PROMPT_TOKENS = re.compile(rb'"prompt_tokens":\s*(\d+)')
 
 
+class _Left(Exception):
+    """The client has left in the middle of an answer, as it was to."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One request: where it goes, what it says, and the row of the table that its answer belongs to."""
@@ -62,6 +66,8 @@ class Answer:
     """Status and code, or what happened to the connection; '' when the answer is complete."""
     invalid: str = ""
     """What the request's check found wrong with a complete answer."""
+    leave_after: int | None = None
+    """Leave when so many chunks of text have come; `end_s` then stays 0."""
     on_text: Callable[[], None] | None = None
 
     @property
@@ -129,6 +135,8 @@ class Client:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._exchange(data, answer, read)
+        except _Left:
+            return
         except TimeoutError:
             answer.error = "timeout"
         except ConnectionRefusedError:
@@ -180,6 +188,8 @@ class Client:
         rest, done, usage = b"", False, b""
         async for piece in connection.body(headers):
             now = time.perf_counter()
+            if answer.leave_after is not None and len(answer.chunk_times) >= answer.leave_after:
+                raise _Left
             *lines, rest = (rest + piece).split(b"\n")
             for line in lines:
                 if not line.startswith(b"data:"):

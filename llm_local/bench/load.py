@@ -15,6 +15,9 @@ from llm_local.bench.workloads import Session
 PAUSE_AFTER_ERROR_S = 0.1
 """A client whose request failed waits a little: a server that refuses at once is not to be hammered."""
 
+LEAVES_WITHIN = 32
+"""Chunks within which a client that is to leave does; some leave before the first."""
+
 Sessions = Callable[[int, int], Session]
 """The session of a client and turn."""
 
@@ -25,12 +28,17 @@ class Site:
 
     client: Client
     on_answer: Callable[[], None] = lambda: None
+    leave: float = 0.0
+    """Share of requests whose client leaves in the middle of the answer."""
+    random: Random = field(default_factory=lambda: Random(0))
     answers: list[tuple[Request, Answer]] = field(default_factory=list)
 
     async def send(self, request: Request, *, due_s: float = 0.0, answer: Answer | None = None) -> Answer:
         """Send a request and keep its answer; `due_s` is when it should have been sent, if that was earlier."""
         answer = answer or Answer()
         answer.due_s = due_s
+        if self.random.random() < self.leave:
+            answer.leave_after = self.random.randrange(LEAVES_WITHIN)
         self.answers.append((request, answer))
         await self.client.send(request, answer)
         self.on_answer()
@@ -45,6 +53,8 @@ class Site:
                 answer = await self.send(request, due_s=due_s)
                 # Only the first request was due at a known time; the next one is when its answer has come.
                 due_s, fine = 0.0, fine and not answer.error
+                if not answer.end_s:
+                    return fine
                 request = session.send(answer)
         except StopIteration:
             return fine

@@ -63,6 +63,8 @@ class Options:
     plain_openai: bool = False
     extra: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Fields by the name of a server that are added to its requests; `None` takes one away. '' is for all."""
+    leave: float = 0.0
+    """Share of requests whose client leaves in the middle of the answer."""
     timeout_s: float = 300.0
     api_key: str | None = field(default=None, repr=False)
 

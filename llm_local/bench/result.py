@@ -27,6 +27,8 @@ class Round:
     errors: dict[str, int]
     invalid: dict[str, int]
     n_answers: int
+    n_left: int
+    """Answers whose client left before their end, as it was to."""
     resident_mb: float
     without_usage: int
     samples: list[dict[str, Any]]
@@ -136,6 +138,7 @@ def summarize(server: Server, sent: list[tuple[Request, Answer]], seconds: float
         errors=dict(Counter(answer.error for answer in done if answer.error)),
         invalid=dict(Counter(answer.invalid for answer in done if answer.invalid)),
         n_answers=len(done),
+        n_left=len(answers) - len(done),
         resident_mb=resident_mb(server.pid) if server.pid else math.nan,
         without_usage=sum(1 for answer in done if not (answer.error or answer.has_usage)),
         samples=[_sample(answer) for answer in done],

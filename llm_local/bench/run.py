@@ -110,7 +110,7 @@ async def _rounds(
         rounds: dict[str, Round] = {}
         try:
             for server in order:
-                site = Site(clients[server.name], progress.answer)
+                site = Site(clients[server.name], progress.answer, options.leave, Random(f"leave {number}"))
                 await _round(server, result, number, writer, site, findings, rounds)
                 if workload.session is None:
                     # Answers were given up: the server may compute a moment longer, at the next one's expense.

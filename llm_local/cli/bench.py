@@ -66,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--model", metavar="ID", help="what requests ask for [the first that the server lists]")
     add("--api-key", metavar="KEY", help="sent to every server")
+    add("--leave", type=_share, default=0.0, metavar="SHARE", help="of clients that leave in mid-answer, 0 to 1 [0]")
     add("--timeout", type=_positive, default=300.0, metavar="S", help="the longest wait for one answer [300]")
     add("--seed", type=int, default=0, metavar="N", help="of texts, arrivals and intervals [0]")
     add("--json", type=Path, metavar="FILE", help="write everything, down to single answers")
@@ -179,6 +180,7 @@ def _options(given: argparse.Namespace) -> Options:
         prediction=given.prediction,
         plain_openai=given.plain_openai,
         extra=extra,
+        leave=given.leave,
         timeout_s=given.timeout,
         api_key=given.api_key,
     )
@@ -221,6 +223,13 @@ def _positive(text: str) -> float:
         value = 0.0
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
+    return value
+
+
+def _share(text: str) -> float:
+    value = 0.0 if text.strip("0.") == "" else _positive(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a share from 0 to 1")
     return value
 
 

@@ -158,6 +158,32 @@ def test_only_the_first_request_of_a_session_was_due_at_its_arrival() -> None:
     assert second < 1 <= first
 
 
+def test_clients_that_are_to_leave_close_their_connection_in_mid_answer() -> None:
+    closed = []
+
+    async def behave(peer: Peer, path: str, body: dict[str, Any]) -> None:
+        peer.begin_stream()
+        try:
+            for _ in range(100):
+                peer.text("x ")
+                await peer.writer.drain()
+                await asyncio.sleep(0.001)
+            peer.end_stream(1, 100)
+        except ConnectionError:
+            closed.append(peer)
+            raise
+
+    async def work(site: Site) -> None:
+        site.leave = 0.5
+        await closed_loop(site, lambda client, _: one(client), 4, requests=4, seconds=None)
+        await asyncio.sleep(0.02)
+
+    result, _ = load(work, behave)
+    assert result.n_answers + result.n_left == 16
+    assert len(closed) == result.n_left > 2
+    assert result.errors == {}
+
+
 def test_answers_that_were_cut_or_do_not_pass_their_check_are_counted_as_invalid() -> None:
     def ask(n: int) -> Session:
         yield Request(next(one(n=n)).body, check=lambda text: None if text == "w0 " else "too long")

@@ -30,7 +30,7 @@ def sample(e2e_s: float, *, n: int = 64, group: str = "", error: str = "") -> di
 def result(e2e_s: list[float], *, group: str = "", error: str = "", mb: float = math.nan, **figures: float) -> Round:
     samples = [sample(one, group=group) for one in e2e_s] + ([sample(0.1, group=group, error=error)] if error else [])
     errors = {error: 1} if error else {}
-    return Round(10.0, {group: figures}, errors, {}, len(samples), mb, 0, samples)
+    return Round(10.0, {group: figures}, errors, {}, len(samples), 0, mb, 0, samples)
 
 
 def findings(rounds: list[dict[str, Round]], workload: str = "chat", clients: int = 4, **about: Any) -> Findings:
@@ -120,7 +120,10 @@ def test_tables_show_medians_extremes_and_ratios_within_rounds() -> None:
 
 def test_failures_stand_under_the_table() -> None:
     found = findings([{"ours": result([1.0], error="http 429 queue_full", tok_s=1)}])
-    assert tables(found.runs[0])[0].notes == ("ours: 1 of 2 failed: 1 http 429 queue_full",)
+    found.runs[0].rounds[0]["ours"].n_left = 3
+    failed, left = tables(found.runs[0])[0].notes
+    assert failed == "ours: 1 of 2 failed: 1 http 429 queue_full"
+    assert left.startswith("ours: 3 of 5 were left by their clients")
 
 
 def whole(found: Findings) -> dict[str, Any]:
