@@ -104,7 +104,7 @@ async def _rounds(
     progress.begin(workload.name, load.label, options.rounds)
     if workload.warm and workload.session:
         for name, client in clients.items():
-            await Site(client).play(workload.session(writer, Place(workload.name, name, -1, 0, 0)))
+            await Site(client).play(workload.session(writer, Place(workload.name, name, load.label, -1, 0, 0)))
     for number in range(options.rounds):
         order = options.servers if number % 2 == 0 else options.servers[::-1]
         rounds: dict[str, Round] = {}
@@ -144,7 +144,7 @@ async def _work(name: str, workload: Workload, load: Load, number: int, writer: 
     requests = options.requests or workload.requests
 
     def place(client: int, turn: int) -> Place:
-        return Place(workload.name, name, number, client, turn)
+        return Place(workload.name, name, load.label, number, client, turn)
 
     if workload.session is None:
         scene = {"interrupt": scenes.interrupt, "backchannel": scenes.backchannel}[workload.name]
@@ -204,7 +204,7 @@ def _counter(writer: Writer, name: str, client: Client, *, embeds: bool) -> Call
     """Return a function that asks the server how many tokens a prompt has; what went wrong comes with it."""
 
     async def count(text: str) -> tuple[int, str]:
-        place = Place("first", name, 0, 0, 0)
+        place = Place("first", name, "", 0, 0, 0)
         if embeds:
             request = Request(
                 writer.finish(place, {"input": text, "encoding_format": "base64"}, embeds=True), "/embeddings"

@@ -7,7 +7,7 @@ said. `interrupt` and `backchannel` need more than clients that wait for their a
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llm_local.bench import prompts
 from llm_local.bench.client import Answer, Request
@@ -44,7 +44,7 @@ def long_prompt(writer: Writer, place: Place) -> Session:
 
 def cold_system(writer: Writer, place: Place) -> Session:
     """Yield a question under a long system prompt (--prompt-tokens, 440) that is new in each turn of each round."""
-    together = Place(place.workload, place.server, place.round, 0, place.turn)
+    together = replace(place, client=0)
     text = writer.text(together, writer.options.prompt_tokens or 440, "ru")
     prompt = f"{writer.tag(together)} {prompts.SYSTEM} {text}"
     yield writer.chat(place, [system(prompt), user(question(writer, place))])
@@ -52,7 +52,7 @@ def cold_system(writer: Writer, place: Place) -> Session:
 
 def shared_system(writer: Writer, place: Place) -> Session:
     """Yield a question under a long system prompt (--prompt-tokens, 440) that was warmed up before the round."""
-    always = Place(place.workload, place.server, 0, 0, 0)
+    always = replace(place, round=0, client=0, turn=0)
     text = writer.text(always, writer.options.prompt_tokens or 440, "ru")
     prompt = f"{writer.tag(always, of='server')} {prompts.SYSTEM} {text}"
     yield writer.chat(place, [system(prompt), user(question(writer, place))])

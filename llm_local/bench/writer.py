@@ -23,6 +23,7 @@ class Place:
 
     workload: str
     server: str
+    load: str
     round: int
     client: int
     turn: int
@@ -39,11 +40,11 @@ class Writer:
     embedding_models: Mapping[str, str | None]
 
     def tag(self, place: Place, *, of: str = "session") -> str:
-        """Return digits that no other session, round ('round'), or server and workload ('server') shares.
+        """Return digits that no other session, round ('round'), or server, workload and load ('server') shares.
 
         Always as many digits, so that they make the same number of tokens everywhere.
         """
-        parts = [self.options.nonce, place.server, place.workload]
+        parts = [self.options.nonce, place.server, place.workload, place.load]
         if of != "server":
             parts.append(str(place.round))
         if of == "session":
@@ -52,7 +53,9 @@ class Writer:
 
     def random(self, place: Place, what: str = "") -> Random:
         """Return a generator that is the same for every server."""
-        return Random(f"{self.options.seed} {place.workload} {place.round} {place.client} {place.turn} {what}")
+        return Random(
+            f"{self.options.seed} {place.workload} {place.load} {place.round} {place.client} {place.turn} {what}"
+        )
 
     def text(self, place: Place, n_tokens: int, language: str, what: str = "") -> str:
         """Return made-up sentences of about so many tokens."""

@@ -48,7 +48,7 @@ def writer(**options: Any) -> Writer:
 
 
 def place(client: int, turn: int) -> Place:
-    return Place("test", "tiny", 0, client, turn)
+    return Place("test", "tiny", "", 0, client, turn)
 
 
 def test_each_client_of_the_closed_loop_plays_its_sessions_one_after_the_other() -> None:

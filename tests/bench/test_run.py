@@ -6,6 +6,9 @@ import asyncio
 import io
 from typing import Any
 
+import pytest
+
+from llm_local.bench import scenes
 from llm_local.bench.options import Options, Server
 from llm_local.bench.progress import Lines
 from llm_local.bench.run import Findings, run
@@ -42,6 +45,16 @@ def test_servers_take_turns_and_the_order_alternates() -> None:
     # Each gets the same four requests before, for the model and the size of a token.
     assert [name for name, _ in seen] == [*"aaaabbbb", *"ab", *"ba", *"ab"]
     assert [list(rounds) for rounds in found.runs[0].rounds] == [["a", "b"]] * 3
+
+
+def test_no_server_sees_a_prompt_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenes, "MAX_PAUSE_S", 0.001)
+    monkeypatch.setattr("llm_local.bench.run.SETTLE_S", 0.0)
+    monkeypatch.setattr(scenes, "N_RUNNING", 50)
+    workloads = ("chat", "long-prompt", "multi-turn", "interrupt", "backchannel", "rewrite")
+    _, seen = played(workloads=workloads, rounds=2, requests=2, clients=(1, 2), max_tokens=4, prompt_tokens=30, turns=1)
+    prompts = [(name, str(body["messages"])) for name, body in seen]
+    assert len(set(prompts)) == len(prompts)
 
 
 def test_arrivals_are_the_same_for_every_server() -> None:

@@ -43,7 +43,7 @@ def played(name: str, place: Place, **options: Any) -> list[Request]:
 
 
 def at(name: str, **where: Any) -> Place:
-    return Place(**{"workload": name, "server": "ours", "round": 0, "client": 0, "turn": 0} | where)
+    return Place(**{"workload": name, "server": "ours", "load": "1 client", "round": 0, "client": 0, "turn": 0} | where)
 
 
 def without_digits(request: Request) -> str:
