@@ -72,7 +72,8 @@ class Openings:
                 if found is not None:
                     best = found
                     break
-                at = text.find(mark, at + len(mark))
+                # One character on: of a row of backticks the last three may be the fence, however the text is cut.
+                at = text.find(mark, at + 1)
             decided = min(decided, len(text) - _overlap(text, mark))
         if at_start:
             try:

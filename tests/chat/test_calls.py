@@ -58,6 +58,7 @@ CASES: list[tuple[str, bool, str, list[list[str]]]] = [
     ('Пример: {"name": "search", "arguments": {}}', False, 'Пример: {"name": "search", "arguments": {}}', []),
     ("```python\nprint(1)\n```\nготово", False, "```python\nprint(1)\n```\nготово", []),
     ('```json\n{"name": "x"}\n```', False, '```json\n{"name": "x"}\n```', []),
+    ('````json\n{"name": "search", "arguments": {}}\n```', False, "`", [["search", "{}"]]),
     ("a <tool_ca b", False, "a <tool_ca b", []),
     ("конец <tool_cal", False, "конец <tool_cal", []),
     ("  \n два  пробела \n", False, "  \n два  пробела \n", []),
