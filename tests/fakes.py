@@ -20,6 +20,8 @@ from llm_local.engine.types import SamplingParams
 from llm_local.errors import DecodeFailed
 from llm_local.structured.grammars import Grammars
 from llm_local.structured.guidance import Guidance
+from llm_local.structured.native import NativeEngine
+from tests.structured.native import FakeNative
 
 END = 256
 N_VOCAB = 257
@@ -80,11 +82,14 @@ def _fake_tokenizer() -> llguidance.LLTokenizer:
     return llguidance.LLTokenizer(llguidance.TokenizerWrapper(_FakeTokens()), slices=[])
 
 
-def fake_grammars(*, compact: bool = True, close_json: bool = False) -> Grammars:
+def fake_grammars(*, compact: bool = True, close_json: bool = False, engine: str = "llguidance") -> Grammars:
     """Grammars over the fake vocabulary."""
     guidance: Future[Guidance] = Future()
-    guidance.set_result(Guidance(_fake_tokenizer(), N_VOCAB, compact=compact))
-    return Grammars(guidance, lambda token: b"" if token == END else chr(token).encode(), close_json=close_json)
+    guidance.set_result(made := Guidance(_fake_tokenizer(), N_VOCAB, compact=compact))
+    native = None if engine == "llguidance" else NativeEngine(FakeNative(made), compact=compact)
+    return Grammars(
+        guidance, lambda token: b"" if token == END else chr(token).encode(), native, engine, close_json=close_json
+    )
 
 
 class FakeBackend:

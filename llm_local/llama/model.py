@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 
 import llama_cpp
+import numpy as np
+import numpy.typing as npt
 
 from llm_local.errors import StartupError
 from llm_local.llama.logs import native_log
@@ -213,6 +215,16 @@ class LlamaModel:
             if n >= 0:
                 return buffer.raw[:n]
             size = -n
+
+    @cached_property
+    def is_silent(self) -> npt.NDArray[np.bool_]:
+        """Which tokens [n_vocab] are no text in an answer (control tokens)."""
+        return np.array([not self.piece(token) for token in range(self.n_vocab)], np.bool_)
+
+    @cached_property
+    def byte_tokens(self) -> dict[bytes, int]:
+        """The token of each byte, where the vocabulary has one."""
+        return {piece: token for token in range(self.n_vocab) if len(piece := self.piece(token)) == 1}
 
     def token_bytes(self) -> list[bytes]:
         """Return the bytes of all tokens; those that no text contains (control tokens, `<tool_call>`) begin with 0xFF.

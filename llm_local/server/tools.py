@@ -140,9 +140,9 @@ def tool_plan(body: ChatRequest, loaded: Loaded) -> ToolPlan | None:
     dialect = dialect_of(loaded.template.source)
     openings = Openings([function.name for function, _ in chosen])
 
-    def opened(text: str) -> tuple[str, int] | None:
-        found = openings.find(text)[0]
-        return None if found is None else (found.name or "", found.end)
+    def find(text: str, at_start: bool) -> tuple[str | None, int]:
+        found, decided = openings.find(text, at_start=at_start)
+        return (None, decided) if found is None else (found.name or "", found.end)
 
     tools = tuple((f.name, _arguments(f.parameters, where), where) for f, where in chosen)
     content = body.response_format.enforced() if body.response_format is not None and not certain else None
@@ -150,7 +150,7 @@ def tool_plan(body: ChatRequest, loaded: Loaded) -> ToolPlan | None:
         tools,
         CallFormat(dialect.opens, dialect.closes, dialect.gap, dialect.arguments, dialect.separator),
         parallel=body.parallel_tool_calls is not False and not legacy and not isinstance(choice, NamedTool),
-        opened=None if certain else opened,
+        find=None if certain else find,
         content=content,
     )
     return ToolPlan(spec, tuple(function.name for function, _ in chosen), certain, legacy)

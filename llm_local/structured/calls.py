@@ -1,219 +1,160 @@
-"""Tool calls as grammars, and the constraint that leaves an answer free until it opens a call.
-
-Grammars are made on workers; an `AfterOpening` belongs to the engine thread once its answer runs.
-"""
+"""Tool calls as grammars, in either engine's language. Workers."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from collections.abc import Sequence as SequenceOf
-from typing import Any, cast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
-import numpy as np
-
-from llm_local.engine.constraint import Allowed, Constraint
-from llm_local.engine.types import Token
-from llm_local.structured.document import document
-from llm_local.structured.guidance import FLEXIBLE, CompiledGuidance, Guidance
 from llm_local.structured.schema import Schema
+from llm_local.structured.spacing import Spacing
 from llm_local.structured.spec import CallFormat
-from llm_local.structured.tokens import Compiled, Feedable
+from llm_local.structured.tokens import Compiled
 
 MAX_CALLS = 16
 MARKED = ""
 """Key of the grammar after a mark; the others are names of functions."""
 
-GAP = r"/[ \t\r\n]{0,40}/"
-KEY = r'/[ \t\r\n]{0,40},[ \t\r\n]{0,40}"(arguments|parameters)"[ \t\r\n]{0,40}:[ \t\r\n]{0,40}/'
-NEXT_FENCED = r'/[ \t\r\n]{0,40}```(json)?[ \t\r\n]{0,40}\{[ \t\r\n]{0,40}"name"[ \t\r\n]{0,40}:[ \t\r\n]{0,40}/'
-END_FENCED = r"/[ \t\r\n]{0,40}\}[ \t\r\n]{0,40}```/"
-NEXT_BARE = r'/[;, \t\r\n]{1,40}\{[ \t\r\n]{0,40}"name"[ \t\r\n]{0,40}:[ \t\r\n]{0,40}/'
-END_BARE = r"/[ \t\r\n]{0,40}\}/"
+START = "start"
+"""The rule that an answer is made by, whatever the language calls it."""
 
-SPACED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""How models were trained to write calls (Python's `json.dumps`)."""
 
-Opened = Callable[[str], tuple[str, int] | None]
-"""Finds a call in a text: its key and where what is constrained begins."""
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A JSON value in a grammar.
+
+    Attributes:
+        schema: what it is valid against.
+        param: dotted name of the request's field that the schema comes from, for errors.
+    """
+
+    schema: Schema
+    spacing: Spacing
+    param: str
+
+
+class CallLanguage(Protocol):
+    """A grammar language, as far as calls need it.
+
+    Both languages have names (of letters and digits), `|`, parentheses, `?` and `{m,n}` in common.
+
+    Attributes:
+        key: between the name of a bare call and its arguments: `, "arguments" :` in any spacing.
+        next_fenced, next_bare: from the end of a call to the name of the next one, in a fence or not.
+        end_fenced, end_bare: from the arguments to the end of the call, likewise.
+    """
+
+    key: str
+    next_fenced: str
+    end_fenced: str
+    next_bare: str
+    end_bare: str
+
+    def text(self, text: str) -> str:
+        """Return what matches a text that is not empty."""
+        ...
+
+    def mark(self, mark: str) -> str:
+        """Return what matches a mark: a token of its own where the vocabulary has one, else its text."""
+        ...
+
+    def compile(self, rules: Mapping[str, str], values: Mapping[str, Value]) -> Compiled:
+        """Compile rules, which may use values by their names.
+
+        Raises:
+            InvalidSchema, InvalidGrammar: the grammar would not enforce all of it.
+        """
+        ...
 
 
 class CallGrammars:
     """Grammars of the calls of some functions.
 
     Args:
-        guidance: compiles.
-        tools: name and canonical schema of the arguments of each function.
+        language: writes and compiles them.
+        tools: name and canonical schema of the arguments of each function, with its place in the request.
         form: how the model writes calls.
         parallel: whether more than one may be made.
     """
 
-    def __init__(self, guidance: Guidance, tools: dict[str, Schema], form: CallFormat, *, parallel: bool) -> None:
-        self._guidance = guidance
+    def __init__(
+        self, language: CallLanguage, tools: Mapping[str, tuple[Schema, str]], form: CallFormat, *, parallel: bool
+    ) -> None:
+        self._language = language
         self._tools = tools
         self._form = form
         self._parallel = parallel
 
-    def required(self, content: Schema | None = None) -> CompiledGuidance:
+    def required(self, content: tuple[Schema, str] | None = None) -> Compiled:
         """Compile calls from the first token on; or, with `content`, JSON that is valid against it."""
-        start = "calls" if content is None else "calls | content"
-        rules = [f"start: {start}", "calls: " + self._join(self._marks(self._form.opens), "marked", self._again())]
+        rules = {START: "calls", "calls": _join(self._mark(self._form.opens), "marked", self._again())}
+        values = self._values(Spacing.SPACED)
         if content is not None:
-            rules.append(f"content: %json {_json(content, {'whitespace_flexible': False})}")
-        return self._compile([*rules, *self._marked()])
+            rules[START] = "calls | content"
+            values["content"] = Value(content[0], Spacing.COMPACT, content[1])
+        return self._language.compile({**rules, **self._marked()}, values)
 
-    def opened(self) -> dict[str, CompiledGuidance]:
+    def opened(self) -> dict[str, Compiled]:
         """Compile what follows each kind of opening."""
-        out = {MARKED: self._compile([f"start: marked {self._again()}", *self._marked()])}
+        marked = {START: _join("marked", self._again()), **self._marked()}
+        out = {MARKED: self._language.compile(marked, self._values(Spacing.SPACED))}
+        # The grammars of later calls may use all arguments, those of a single one only its own.
         for name in self._tools:
-            fenced, bare = self._more("more_fenced"), self._more("more_bare")
-            rules = [f"start: {KEY} {self._arguments(name)} ( {END_FENCED} {fenced} | {END_BARE} {bare} )"]
-            if self._parallel:
-                names = (f"{_text(json.dumps(n))} {KEY} {self._arguments(n)}" for n in self._tools)
-                rules += [
-                    f"more_fenced: {NEXT_FENCED} any {END_FENCED}",
-                    f"more_bare: {NEXT_BARE} any {END_BARE}",
-                    "any: " + " | ".join(names),
-                ]
-            out[name] = self._compile([*rules, *self._all_arguments(FLEXIBLE)])
+            rules, used = self._named(name)
+            values = self._values(Spacing.FLEXIBLE)
+            out[name] = self._language.compile(rules, {key: values[key] for key in used})
         return out
+
+    def _named(self, name: str) -> tuple[dict[str, str], list[str]]:
+        """Return the rules of what follows the name of a bare or fenced call, and the values that they use."""
+        language = self._language
+        fenced, bare = self._more("fenced"), self._more("bare")
+        ends = f"( {_join(language.end_fenced, fenced)} | {_join(language.end_bare, bare)} )"
+        rules = {START: f"{language.key} {self._arguments(name)} {ends}"}
+        if not self._parallel:
+            return rules, [self._arguments(name)]
+        names = (f"{language.text(json.dumps(n))} {language.key} {self._arguments(n)}" for n in self._tools)
+        rules["fenced"] = f"{language.next_fenced} any {language.end_fenced}"
+        rules["bare"] = f"{language.next_bare} any {language.end_bare}"
+        rules["any"] = " | ".join(names)
+        return rules, [self._arguments(n) for n in self._tools]
 
     def _again(self) -> str:
         """More calls. The space before them may also end the answer: models write it before they decide."""
         form = self._form
-        more = self._more(f"( {self._join(_text(form.separator), self._marks(form.opens), 'marked')} )")
-        return f"{more} {_text(form.separator.rstrip(' '))}?" if more and form.separator.isspace() else more
+        more = self._more(f"( {_join(self._text(form.separator), self._mark(form.opens), 'marked')} )")
+        return f"{more} {self._text(form.separator.rstrip(' '))}?" if more and form.separator.isspace() else more
 
     def _more(self, rule: str) -> str:
         return f"{rule}{{0,{MAX_CALLS - 1}}}" if self._parallel else ""
 
-    def _marked(self) -> list[str]:
+    def _marked(self) -> dict[str, str]:
         """A call between marks, its opening one left out: `gap {"name": "f", "arguments": ...} gap closes`."""
         form = self._form
         calls = [
-            self._join(_text(f'{{"name": {json.dumps(name)}, "{form.arguments}": '), self._arguments(name), _text("}"))
+            _join(
+                self._text(f'{{"name": {json.dumps(name)}, "{form.arguments}": '),
+                self._arguments(name),
+                self._text("}"),
+            )
             for name in self._tools
         ]
-        gap = _text(form.gap)
-        return [
-            "marked: " + self._join(gap, "call", gap, self._marks(form.closes)),
-            "call: " + " | ".join(calls),
-            *self._all_arguments(SPACED),
-        ]
+        gap = self._text(form.gap)
+        return {"marked": _join(gap, "call", gap, self._mark(form.closes)), "call": " | ".join(calls)}
 
     def _arguments(self, name: str) -> str:
-        return f"arguments_{list(self._tools).index(name)}"
+        return f"arguments{list(self._tools).index(name)}"
 
-    def _all_arguments(self, options: dict[str, Any]) -> list[str]:
-        return [f"{self._arguments(name)}: %json {_json(schema, options)}" for name, schema in self._tools.items()]
+    def _values(self, spacing: Spacing) -> dict[str, Value]:
+        return {self._arguments(name): Value(schema, spacing, param) for name, (schema, param) in self._tools.items()}
 
-    def _marks(self, mark: str) -> str:
-        """A mark is a token of its own where the vocabulary has one, and text elsewhere."""
-        return mark if mark and self._guidance.is_special(mark) else _text(mark)
+    def _text(self, text: str) -> str:
+        return self._language.text(text) if text else ""
 
-    @staticmethod
-    def _join(*parts: str) -> str:
-        return " ".join(part for part in parts if part)
-
-    def _compile(self, rules: list[str]) -> CompiledGuidance:
-        return self._guidance.lark("\n".join(rules))
+    def _mark(self, mark: str) -> str:
+        return self._language.mark(mark) if mark else ""
 
 
-def _text(text: str) -> str:
-    return json.dumps(text) if text else ""
-
-
-def _json(schema: Schema, options: dict[str, Any]) -> str:
-    return json.dumps({"x-guidance": options, **document(schema)}, ensure_ascii=False)
-
-
-class CompiledAfterOpening:
-    """Starts constraints that are free until a call is opened."""
-
-    def __init__(
-        self, opened: Opened, grammars: Mapping[str, Compiled], piece: Callable[[Token], bytes], n_vocab: int
-    ) -> None:
-        self._arguments = (opened, grammars, piece, n_vocab)
-
-    def start(self) -> AfterOpening:
-        """Return a constraint for one answer."""
-        return AfterOpening(*self._arguments)
-
-
-class AfterOpening:
-    """`engine.Constraint` that allows everything up to the opening of a call; see there for the methods."""
-
-    def __init__(
-        self, opened: Opened, grammars: Mapping[str, Compiled], piece: Callable[[Token], bytes], n_vocab: int
-    ) -> None:
-        self._opened = opened
-        self._grammars = grammars
-        self._piece = piece
-        self._n_vocab = n_vocab
-        # Bytes as Latin-1: openings are ASCII, and a position is a number of bytes.
-        self._text = ""
-        self._inner: Constraint | None = None
-        self._refused: set[Token] = set()
-
-    @property
-    def may_end(self) -> bool:
-        """Whether the answer is complete as it is."""
-        return self._inner is None or self._inner.may_end
-
-    @property
-    def must_end(self) -> bool:
-        """Whether nothing can follow."""
-        return self._inner is not None and self._inner.must_end
-
-    def allows(self, token: Token) -> bool:
-        """Tell whether the token may come next: one that opens a call must not go on with what cannot follow."""
-        if self._inner is not None:
-            return self._inner.allows(token)
-        try:
-            self._after(token)
-        except _Refused:
-            self._refused.add(token)
-            return False
-        return True
-
-    def allowed(self) -> Allowed:
-        """Return which tokens may come next, those of which `allows` said no left out."""
-        if self._inner is not None:
-            return self._inner.allowed()
-        allowed = np.ones(self._n_vocab, np.bool_)
-        allowed[list(self._refused)] = False
-        return allowed
-
-    def accept(self, token: Token) -> None:
-        """Move on by a token."""
-        if self._inner is not None:
-            self._inner.accept(token)
-            return
-        self._inner = self._after(token)
-        self._text += self._piece(token).decode("latin-1")
-        self._refused.clear()
-
-    def _after(self, token: Token) -> Constraint | None:
-        """Return the constraint that holds after the token, if it opens a call."""
-        text = self._text + self._piece(token).decode("latin-1")
-        found = self._opened(text)
-        if found is None:
-            return None
-        key, end = found
-        inner = cast(Feedable, self._grammars[key].start())
-        if not inner.feed(text[end:].encode("latin-1")):
-            raise _Refused
-        return inner
-
-    def forced(self) -> SequenceOf[Token]:
-        """Return tokens that are the only way to go on."""
-        return () if self._inner is None else self._inner.forced()
-
-    def close(self) -> None:
-        """Free what it holds."""
-        if self._inner is not None:
-            self._inner.close()
-
-
-class _Refused(Exception):
-    """A token opens a call and goes on with what cannot follow."""
+def _join(*parts: str) -> str:
+    return " ".join(part for part in parts if part)

@@ -54,13 +54,14 @@ class Closing:
         inner: what the answer must be.
         tokens: of the vocabulary.
         budget: tokens that the answer may have.
+        begun: JSON text that is there already.
     """
 
-    def __init__(self, inner: Copyable, tokens: Tokens, budget: int) -> None:
+    def __init__(self, inner: Copyable, tokens: Tokens, budget: int, begun: bytes = b"") -> None:
         self._inner = inner
         self._tokens = tokens
         self._left = budget
-        self._place = _Place.OUTSIDE
+        self._place = _advance(_Place.OUTSIDE, begun)
         self._closing = False
         self._after: tuple[Token, list[Token]] | None = None
         self._ending = self._search(inner.copy(), self._place, budget)
@@ -164,7 +165,7 @@ class Closing:
             token = self._tokens.byte_tokens[byte]
             if token is not None and trial.allows(token):
                 return [token]
-        return []
+        return next(([token] for token in self._tokens.marks if trial.allows(token)), [])
 
     def close(self) -> None:
         """Free what it holds."""

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 
 from llm_local.errors import InvalidGrammar
+from llm_local.structured.symbols import symbols
 
 MAX_BYTES = 2**18
 MAX_NESTING = 600
@@ -24,18 +25,6 @@ MAX_EMPTY = 48
 
 MAX_PATH = 600
 """Rules that it may be inside of at once."""
-
-_TOKEN = re.compile(
-    r"""(?P<space>[ \t\r\n]+|\#[^\n]*)
-      | (?P<define>[a-zA-Z0-9_-]+[ \t]*::=)
-      | (?P<literal>"(?:[^"\\]|\\.)*")
-      | (?P<set>\[(?:[^\]\\]|\\.)*\])
-      | (?P<token>!?<[^>\n]*>)
-      | (?P<name>[a-zA-Z0-9_-]+)
-      | (?P<repeat>\{[ \t]*\d+[ \t]*(?:,[ \t]*\d*[ \t]*)?\})
-      | (?P<mark>[()|*+?.])""",
-    re.VERBOSE | re.DOTALL,
-)
 
 
 @dataclass(slots=True)
@@ -54,8 +43,8 @@ class _Rule:
     ways: list[list[_Item]] = field(default_factory=lambda: [[]])
 
 
-def check_gbnf(grammar: str) -> None:
-    """Let a grammar pass that llama.cpp can be given.
+def check_gbnf(grammar: str) -> frozenset[str]:
+    """Let a grammar pass that llama.cpp can be given; return the tokens that it names (`<tool_call>`).
 
     Raises:
         InvalidGrammar: it cannot be read, refers to rules that are not there, is left-recursive, or too large.
@@ -64,7 +53,8 @@ def check_gbnf(grammar: str) -> None:
         raise InvalidGrammar(f"The grammar has over {MAX_BYTES} bytes.")
     if "\0" in grammar:
         raise InvalidGrammar("The grammar contains a NUL character.")
-    rules = _Reader(grammar).read()
+    reader = _Reader(grammar)
+    rules = reader.read()
     if "root" not in rules:
         raise InvalidGrammar("The grammar has no rule named 'root', which is where it starts.")
     for name, rule in rules.items():
@@ -73,6 +63,7 @@ def check_gbnf(grammar: str) -> None:
                 raise InvalidGrammar(f"The rule '{name.split(' ')[0]}' uses '{item.name}', which is not defined.")
     _check_leftmost(rules)
     _check_empty(rules)
+    return frozenset(reader.named)
 
 
 class _Reader:
@@ -84,17 +75,12 @@ class _Reader:
         self._stack: list[tuple[str, _Rule]] = []
         self._n_groups = 0
         self._n_symbols = 0
+        self.named: set[str] = set()
 
     def read(self) -> dict[str, _Rule]:
         """Return all rules."""
-        at = 0
-        while at < len(self._grammar):
-            found = _TOKEN.match(self._grammar, at)
-            if found is None:
-                line = self._grammar.count("\n", 0, at) + 1
-                raise InvalidGrammar(f"The grammar cannot be read at line {line}: {self._grammar[at : at + 20]!r}.")
-            self._take(str(found.lastgroup), found[0])
-            at = found.end()
+        for kind, text in symbols(self._grammar):
+            self._take(kind, text)
         if len(self._stack) > 1:
             raise InvalidGrammar("A parenthesis is not closed in the grammar.")
         return self._rules
@@ -119,6 +105,8 @@ class _Reader:
             self._stack[-1][1].ways.append([])
         else:
             way.append(_Item(text if kind == "name" else None, empty=text == '""'))
+            if kind == "token" and not text.startswith("!"):
+                self.named.add(text)
         if self._n_symbols > MAX_SYMBOLS:
             raise InvalidGrammar(f"The grammar has over {MAX_SYMBOLS} symbols, repetitions counted.")
 

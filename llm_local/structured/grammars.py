@@ -10,22 +10,25 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, cast
 
 from llm_local.engine.constraint import Constraint
 from llm_local.errors import InvalidGrammar, InvalidSchema, QueueFull, RequestError
-from llm_local.structured.calls import CallGrammars, CompiledAfterOpening
+from llm_local.structured.after_opening import CompiledAfterOpening
+from llm_local.structured.calls import CallGrammars, CallLanguage
 from llm_local.structured.closing import Closing
 from llm_local.structured.distinct import CompiledDistinct
 from llm_local.structured.gbnf import check_gbnf
 from llm_local.structured.guidance import Guidance
-from llm_local.structured.native import NativeEngine
+from llm_local.structured.lark import Lark
+from llm_local.structured.native import NativeCalls, NativeEngine
 from llm_local.structured.places import Places, has_unique_items
 from llm_local.structured.schema import Schema, canonical
 from llm_local.structured.spec import CallsSpec, ChoiceSpec, GbnfSpec, JsonSpec, RegexSpec, Spec
+from llm_local.structured.symbols import literal
 from llm_local.structured.tokens import Compiled, Copyable, Tokens
 
 CACHE_SIZE = 256
@@ -106,11 +109,15 @@ class Grammars:
     def constraints(self, spec: Spec, n: int, max_tokens: int) -> list[Constraint]:
         """Do the work of `prepare`, on any thread."""
         compiled = self._compiled(spec)
-        started = [compiled.start() for _ in range(n)]
-        whole = isinstance(spec, JsonSpec) or (isinstance(spec, CallsSpec) and spec.opened is None)
-        if not (self._close_json and whole):
-            return started
-        return [Closing(cast(Copyable, one), self._tokens, max_tokens) for one in started]
+        return [self._started(compiled, spec, max_tokens) for _ in range(n)]
+
+    def _started(self, compiled: Compiled, spec: Spec, max_tokens: int) -> Constraint:
+        if not self._close_json or not isinstance(spec, JsonSpec | CallsSpec):
+            return compiled.start()
+        assert self._tokens.marks is not None, "made here, on a worker"
+        if isinstance(compiled, CompiledAfterOpening):
+            return compiled.start(max_tokens)
+        return Closing(cast(Copyable, compiled.start()), self._tokens, max_tokens)
 
     @cached_property
     def _tokens(self) -> Tokens:
@@ -162,7 +169,7 @@ class Grammars:
             case ChoiceSpec(choices):
                 _check_choices(choices)
                 if self._engine == "llama":
-                    return self._gbnf("root ::= " + " | ".join(map(_gbnf_literal, choices)))
+                    return self._gbnf("root ::= " + " | ".join(map(literal, choices)))
                 return self._guidance.result().choice(choices)
 
     def _json(self, schema: Schema) -> Compiled:
@@ -183,19 +190,41 @@ class Grammars:
                 raise refused from None
 
     def _calls(self, spec: CallsSpec) -> Compiled:
-        if self._engine == "llama":
-            raise InvalidGrammar("Tools need llguidance; LLM_GRAMMAR_ENGINE=llama switches it off.")
-        guidance = self._guidance.result()
-        tools = {name: _at(schema, where) for name, schema, where in spec.tools}
-        content = None if spec.content is None else _at(spec.content.schema, spec.content.param)
-        grammars = CallGrammars(guidance, tools, spec.form, parallel=spec.parallel)
-        schemas = [*tools.values(), *([content] if content is not None else [])]
-        places = Places.of_calls(list(tools.values()), schemas) if any(map(_is_distinct, schemas)) else None
-        if spec.opened is None or content is not None:
+        tools = {name: (_at(schema, where), where) for name, schema, where in spec.tools}
+        content = None
+        if spec.content is not None:
+            content = (_at(spec.content.schema, spec.content.param), spec.content.param)
+        refused: RequestError | None = None
+        for language in self._languages():
+            try:
+                return self._calls_in(language, spec, tools, content)
+            except (InvalidSchema, InvalidGrammar) as error:
+                refused = refused or error
+        assert refused is not None
+        raise refused
+
+    def _languages(self) -> Iterator[CallLanguage]:
+        if self._engine != "llama":
+            yield Lark(self._guidance.result())
+        if self._engine != "llguidance" and self._native is not None:
+            yield NativeCalls(self._native)
+
+    def _calls_in(
+        self,
+        language: CallLanguage,
+        spec: CallsSpec,
+        tools: dict[str, tuple[Schema, str]],
+        content: tuple[Schema, str] | None,
+    ) -> Compiled:
+        grammars = CallGrammars(language, tools, spec.form, parallel=spec.parallel)
+        schemas = [schema for schema, _ in tools.values()]
+        every = [*schemas, *([content[0]] if content is not None else [])]
+        places = Places.of_calls(schemas, every) if any(map(_is_distinct, every)) else None
+        if spec.find is None or content is not None:
             # With JSON beside calls there is no free text to wait in: an answer is a call or JSON.
-            return self._distinct(grammars.required(None if spec.opened is None else content), places)
+            return self._distinct(grammars.required(content if spec.find is not None else None), places)
         opened = {key: self._distinct(compiled, places) for key, compiled in grammars.opened().items()}
-        return CompiledAfterOpening(spec.opened, opened, self._piece, guidance.n_vocab)
+        return CompiledAfterOpening(spec.find, opened, self._tokens)
 
     def _distinct(self, compiled: Compiled, places: Places | None) -> Compiled:
         if places is None:
@@ -234,10 +263,6 @@ def _at(schema: Any, where: str) -> Schema:
 
 def _is_distinct(schema: Schema) -> bool:
     return has_unique_items([schema.root, *schema.defs.values()])
-
-
-def _gbnf_literal(text: str) -> str:
-    return '"' + "".join(f"\\U{ord(char):08x}" for char in text) + '"'
 
 
 def _key(spec: Spec) -> str:

@@ -21,9 +21,13 @@ from llm_local.errors import InvalidGrammar, InvalidSchema
 from llm_local.structured.document import document
 from llm_local.structured.pattern import to_rust
 from llm_local.structured.schema import Schema
+from llm_local.structured.spacing import Spacing
 
-FLEXIBLE = {"whitespace_pattern": r"[ \t\r\n]{1,60}"}
-"""Optional whitespace between the parts of JSON, but not without end: small models get lost in it."""
+OPTIONS: dict[Spacing, dict[str, Any]] = {
+    Spacing.COMPACT: {"whitespace_flexible": False},
+    Spacing.SPACED: {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
+    Spacing.FLEXIBLE: {"whitespace_pattern": r"[ \t\r\n]{1,60}"},
+}
 
 MAX_ITEMS = 20_000
 """Earley items in one row: an object of a thousand optional properties has four thousand. (So many as
@@ -80,7 +84,7 @@ class Guidance:
     def __init__(self, tokenizer: llguidance.LLTokenizer, n_vocab: int, *, compact: bool) -> None:
         self._tokenizer = tokenizer
         self.n_vocab = n_vocab
-        self._options: dict[str, Any] = {"whitespace_flexible": False} if compact else FLEXIBLE
+        self._options = OPTIONS[Spacing.COMPACT if compact else Spacing.FLEXIBLE]
         self._limits = llguidance.LLParserLimits(max_items_in_row=MAX_ITEMS, verbose_errors=False)
 
     def json(self, schema: Schema) -> CompiledGuidance:

@@ -59,6 +59,14 @@ class CallFormat:
     separator: str
 
 
+FindCall = Callable[[str, bool], tuple[str | None, int]]
+"""Looks for the opening of a call in a text; the second argument says whether the text begins the answer.
+
+Returns the key of the opening ("" after a mark, else the function's name) and where the constrained part begins. Where
+no call is opened yet, the key is None, and so much of the text is surely not part of an opening.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class CallsSpec:
     """Calls of functions, or free text in which they may be opened.
@@ -67,15 +75,14 @@ class CallsSpec:
         tools: name, schema of the arguments, and its place in the request.
         form: how calls are written.
         parallel: whether there may be more than one.
-        opened: finds the opening of a call in a text and returns its key ("" after a mark, else the function's name)
-            and where the constrained part begins; None when calls are certain from the first token on.
+        find: finds where a call is opened in free text; None when calls are certain from the first token on.
         content: schema that an answer without calls must be valid against.
     """
 
     tools: tuple[tuple[str, Any, str], ...]
     form: CallFormat
     parallel: bool
-    opened: Callable[[str], tuple[str, int] | None] | None = None
+    find: FindCall | None = None
     content: JsonSpec | None = None
     param: str = "tools"
 

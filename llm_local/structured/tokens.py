@@ -68,6 +68,11 @@ class Tokens:
         """The bytes of all tokens; 0.1 s for 150,000 of them, so first asked for on a worker."""
         return [self.piece(token) for token in range(self.n_vocab)]
 
+    @cached_property
+    def marks(self) -> tuple[Token, ...]:
+        """Tokens such as `</tool_call>`, which a grammar may know by their names only; ask on a worker, too."""
+        return tuple(token for token, piece in enumerate(self.pieces) if piece[:1] == b"<" and piece[2:][-1:] == b">")
+
     def starting_with(self, prefix: bytes) -> npt.NDArray[np.intp]:
         """Return the tokens whose bytes begin so."""
         found = self._starting_with.get(prefix)

@@ -124,6 +124,28 @@ def test_llama_grammar_admits_what_it_should_and_no_control_characters(native: N
     assert not admits('{"имя":"Аня"}')
 
 
+def test_control_tokens_are_no_characters_of_a_string(native: NativeEngine, smol: LlamaModel) -> None:
+    """llama.cpp takes them for the text of their names, of which nothing comes out."""
+    quote, *_ = smol.tokenize('"', add_special=False)
+    (control,) = smol.tokenize("<|im_start|>", add_special=False)
+    constraint = native.json(canonical({"type": "string", "minLength": 5})).start()
+    constraint.accept(quote)
+    assert not constraint.allows(control)
+    assert not constraint.allowed()[control]
+    named = native.gbnf('root ::= <|im_start|> "x"').start()
+    assert named.allows(control), "but a grammar may name them"
+
+
+def test_a_llama_constraint_moves_on_by_text(native: NativeEngine) -> None:
+    compiled = native.json(canonical({"type": "array", "items": {"enum": ["да", 1]}}))
+    constraint = compiled.start()
+    assert constraint.feed('["да",1'.encode())
+    assert not constraint.may_end
+    assert constraint.feed(b"]")
+    assert constraint.may_end
+    assert not compiled.start().feed(b"[2")
+
+
 @given(document=DOCUMENTS, seed=st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_whatever_llama_grammar_lets_through_is_valid(
@@ -194,6 +216,22 @@ def test_the_llama_engine_serves_schemas_and_grammars_and_names_what_it_refuses(
         assert "#/minimum" in refused["message"]
         assert ask(prompt="x", guided_regex="a+").json()["error"]["code"] == "invalid_grammar"
     assert native_server.process.poll() is None
+
+
+def test_the_llama_engine_makes_calls_in_the_generic_dialect(native_server: Process) -> None:
+    """SmolLM2's template knows nothing of tools, and its vocabulary has no token for their marks."""
+    plain = json.loads(json.dumps(WEATHER).replace('"strict": true', '"strict": false'))
+    with openai.OpenAI(base_url=f"{native_server.url}/v1", api_key="x", max_retries=0, timeout=60) as client:
+        for choice in ("required", {"type": "function", "function": {"name": "get_weather"}}):
+            made = client.chat.completions.create(
+                model="smollm2-135m-instruct", messages=[{"role": "user", "content": "Hello!"}], tools=[plain],
+                tool_choice=choice, parallel_tool_calls=False, temperature=1.2, seed=3, max_tokens=120,
+            ).choices[0]  # fmt: skip
+            assert made.finish_reason == "tool_calls"
+            assert made.message.content is None
+            jsonschema.validate(
+                json.loads(made.message.tool_calls[0].function.arguments), plain["function"]["parameters"]
+            )
 
 
 # -- Qwen2.5 --------------------------------------------------------------------------------------------------------
@@ -362,6 +400,42 @@ def test_a_tool_makes_the_round_trip(qwen_server: Process) -> None:
             model="qwen2.5-coder-0.5b-instruct", messages=talk, tools=[WEATHER], tool_choice="none", temperature=0
         )
         assert "17" in final.choices[0].message.content
+
+
+@pytest.fixture(scope="module")
+def native_qwen_server(tmp_path_factory: pytest.TempPathFactory, qwen_path: Path) -> Iterator[Process]:
+    arguments = ["--model", str(qwen_path), "--ctx", "4096", "--parallel", "4", "--grammar-engine", "llama"]
+    with served(tmp_path_factory.mktemp("native-qwen"), *arguments) as process:
+        yield process
+
+
+NOW: Any = {"type": "function", "function": {"name": "now", "parameters": {
+    "type": "object", "properties": {"zone": {"enum": ["UTC", "MSK"]}}, "required": ["zone"],
+    "additionalProperties": False}}}  # fmt: skip
+
+
+def test_tools_work_on_llama_grammar_alone(native_qwen_server: Process) -> None:
+    """In `auto` once a call is opened, in `required` and named from the first token; streamed and not."""
+    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in (WEATHER, NOW)}
+    asked = [{"role": "user", "content": "What is the weather in Moscow, in celsius? Use the tool."}]
+    joke = [{"role": "user", "content": "Расскажи анекдот."}]
+    cases: list[tuple[Any, Any, dict[str, Any]]] = [
+        ("auto", asked, {"temperature": 0}),
+        ("required", joke, {"temperature": 1.3, "n": 3, "parallel_tool_calls": False}),
+        ({"type": "function", "function": {"name": "now"}}, joke, {"temperature": 1.3, "n": 3}),
+    ]
+    with openai.OpenAI(base_url=f"{native_qwen_server.url}/v1", api_key="x", max_retries=0, timeout=120) as client:
+        for choice, messages, more in cases:
+            fields = {"model": "qwen2.5-coder-0.5b-instruct", "messages": messages, "tools": [WEATHER, NOW],
+                      "tool_choice": choice, "max_tokens": 300, **more}  # fmt: skip
+            made = client.chat.completions.create(**fields).choices
+            with client.chat.completions.stream(**{**fields, "n": 1}) as stream:
+                made += stream.get_final_completion().choices
+            for one in made:
+                assert one.finish_reason == "tool_calls"
+                assert "tool_call" not in (one.message.content or "")
+                for call in one.message.tool_calls:
+                    jsonschema.validate(json.loads(call.function.arguments), schemas[call.function.name])
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])

@@ -22,6 +22,7 @@ from llm_local.engine.engine import Engine
 from llm_local.errors import ContextLengthExceeded
 from llm_local.server.app import create_app
 from llm_local.server.runtime import Loaded, Runtime, ServedModel
+from llm_local.structured.grammars import Grammars
 from tests.fakes import END, N_VOCAB, FakeBackend, fake_grammars
 
 
@@ -63,6 +64,12 @@ class FakeEmbeddings:
             vector = np.random.default_rng(sum(tokens)).normal(size=8)
             out.append((vector / np.linalg.norm(vector)).astype(np.float32))
         return out
+
+
+def _grammars(chosen: Settings) -> Grammars:
+    # `auto` would fall back to what real weights have, which is tested on them.
+    engine = "llama" if chosen.grammar_engine == "llama" else "llguidance"
+    return fake_grammars(compact=chosen.json_compact, close_json=chosen.json_close, engine=engine)
 
 
 @dataclass
@@ -119,7 +126,7 @@ def serving(
             model,
             engine,
             ChatTemplate(named_template("chatml")),
-            fake_grammars(compact=chosen.json_compact, close_json=chosen.json_close),
+            _grammars(chosen),
             embeddings or FakeEmbeddings(),
             model,
         )

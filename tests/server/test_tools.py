@@ -65,18 +65,26 @@ SPOKEN: list[tuple[str, str | None, list[Any]]] = [
 ]
 
 
+# LlamaGrammar takes no bounds of numbers.
+CITY_ONLY = {**CITY, "properties": {"city": {"enum": ["Omsk", "Tver"]}, "days": {"type": "integer"}}}
+PLAIN_TOOLS: list[Any] = [{"type": "function", "function": {"name": "weather", "parameters": CITY_ONLY}}, TOOLS[1]]
+both_engines = pytest.mark.parametrize("engine", ["auto", "llama"])
+
+
+@both_engines
 @pytest.mark.parametrize(("says", "content", "calls"), SPOKEN, ids=[case[0][:30] for case in SPOKEN])
-def test_auto_reads_calls_and_content(says: str, content: str | None, calls: list[Any]) -> None:
-    with reciting(says) as (_, client):
+def test_auto_reads_calls_and_content(says: str, content: str | None, calls: list[Any], engine: str) -> None:
+    tools = TOOLS if engine == "auto" else PLAIN_TOOLS
+    with reciting(says, grammar_engine=engine) as (_, client):
         for stream in (False, True):
             if stream:
-                chunks = list(client.chat.completions.create(model="fake", messages=MESSAGES, tools=TOOLS, stream=True))
+                chunks = list(client.chat.completions.create(model="fake", messages=MESSAGES, tools=tools, stream=True))
                 text, found, finish = assemble(chunks)
                 assert text == (content or "")
                 assert [(name, json.loads(arguments)) for _, name, arguments in found] == calls
                 assert len({call_id for call_id, _, _ in found}) == len(calls)
             else:
-                choice = ask(client)
+                choice = ask(client, tools=tools)
                 finish = choice.finish_reason
                 assert choice.message.content == content
                 assert calls_of(choice.message) == calls
@@ -103,36 +111,48 @@ def assemble(chunks: list[Any]) -> tuple[str, list[list[str]], str | None]:
     return text, calls, finish
 
 
-def test_arguments_are_constrained_from_where_the_call_is_opened() -> None:
+@both_engines
+def test_arguments_are_constrained_from_where_the_call_is_opened(engine: str) -> None:
     """The model would name a city that is not in the enum, and a number that is too large."""
     wrong = CALL.replace("Omsk", "Kiev").replace("3", "77")
-    with reciting(wrong) as (_, client):
-        name, arguments = calls_of(ask(client).message)[0]
+    with reciting(wrong, grammar_engine=engine) as (_, client):
+        name, arguments = calls_of(ask(client, tools=TOOLS if engine == "auto" else PLAIN_TOOLS).message)[0]
         assert name == "weather"
         assert arguments["city"] in ("Omsk", "Tver")
-        assert 1 <= arguments.get("days", 1) <= 9
+        assert engine == "llama" or 1 <= arguments.get("days", 1) <= 9
 
 
+@both_engines
 @pytest.mark.parametrize("says", ["No.", CALL])
-def test_required_and_named_calls_are_made_whatever_the_model_wants(says: str) -> None:
-    with reciting(says) as (_, client):
-        required = ask(client, tool_choice="required", parallel_tool_calls=False, max_tokens=200)
+def test_required_and_named_calls_are_made_whatever_the_model_wants(says: str, engine: str) -> None:
+    tools = TOOLS if engine == "auto" else PLAIN_TOOLS
+    with reciting(says, grammar_engine=engine) as (_, client):
+        required = ask(client, tools=tools, tool_choice="required", parallel_tool_calls=False, max_tokens=200)
         assert required.finish_reason == "tool_calls"
         assert required.message.content is None
         assert len(calls_of(required.message)) == 1
-        named = ask(client, tool_choice={"type": "function", "function": {"name": "now"}})
+        named = ask(client, tools=tools, tool_choice={"type": "function", "function": {"name": "now"}})
         assert calls_of(named.message) == [("now", {})]
         subset: Any = {
             "type": "allowed_tools",
             "allowed_tools": {"mode": "required", "tools": [{"type": "function", "function": {"name": "now"}}]},
         }
-        assert calls_of(ask(client, tool_choice=subset).message)[0] == ("now", {})
+        assert calls_of(ask(client, tools=tools, tool_choice=subset).message)[0] == ("now", {})
 
 
-def test_parallel_calls_can_be_forbidden() -> None:
-    with reciting(f"{CALL}\n{NOW}") as (_, client):
-        assert len(calls_of(ask(client).message)) == 2
-        assert len(calls_of(ask(client, parallel_tool_calls=False).message)) == 1
+@both_engines
+def test_parallel_calls_can_be_forbidden(engine: str) -> None:
+    tools = TOOLS if engine == "auto" else PLAIN_TOOLS
+    with reciting(f"{CALL}\n{NOW}", grammar_engine=engine) as (_, client):
+        assert len(calls_of(ask(client, tools=tools).message)) == 2
+        assert len(calls_of(ask(client, tools=tools, parallel_tool_calls=False).message)) == 1
+
+
+def test_arguments_that_llama_grammar_would_loosen_are_named() -> None:
+    with reciting(CALL, grammar_engine="llama") as (server, _), httpx.Client(base_url=server.url) as http:
+        error = error_of(http.post(CHAT, json={"messages": MESSAGES, "tools": [TOOLS[1], TOOLS[0]]}))
+        assert (error["code"], error["param"]) == ("invalid_json_schema", "tools.1.function.parameters")
+        assert "#/properties/days/minimum" in error["message"]
 
 
 def test_none_means_that_a_call_is_only_text() -> None:
@@ -152,6 +172,21 @@ def test_a_call_that_max_tokens_cuts_says_length() -> None:
         choice = ask(client, max_tokens=50)
         assert choice.finish_reason == "length"
         assert choice.message.tool_calls[0].function.arguments.startswith("{")
+
+
+@both_engines
+def test_json_close_ends_the_arguments_of_a_call_that_would_be_cut(engine: str) -> None:
+    note = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+    tools: list[Any] = [{"type": "function", "function": {"name": "note", "parameters": note}}]
+    says = 'Well.\n<tool_call>\n{"name": "note", "arguments": {"text": "' + "x" * 200
+    for close, finish in ((True, "tool_calls"), (False, "length")):
+        with reciting(says, json_close=close, grammar_engine=engine) as (_, client):
+            choice = ask(client, tools=tools, max_tokens=120)
+            assert (choice.finish_reason, choice.message.content) == (finish, "Well.")
+            if close:
+                (name, arguments), *_ = calls_of(choice.message)
+                assert name == "note"
+                assert 20 < len(arguments["text"]) < 120
 
 
 def test_results_go_back_in() -> None:

@@ -112,3 +112,14 @@ def test_where_the_answer_is_complete_already_only_an_end_is_left() -> None:
     assert not constraint.allows(dot), "a digit would have to follow, and there is no room for it"
     assert list(constraint.allowed().nonzero()[0]) == [END]
     assert constraint.allows(END)
+
+
+def test_it_may_begin_in_the_middle_of_a_text() -> None:
+    begun = b'{"text":"a'
+    schema = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+    inner = GUIDANCE.json(canonical({**schema, "additionalProperties": False})).start()
+    assert inner.feed(begun)
+    constraint = Closing(inner, Tokens(N_VOCAB, piece, GUIDANCE.byte_tokens, [END]), 20, begun)
+    text, ended = rambling(constraint, random.Random(1), 20)
+    assert ended
+    jsonschema.validate(json.loads(begun.decode() + text), schema)
