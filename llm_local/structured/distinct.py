@@ -1,8 +1,8 @@
 """`uniqueItems`: arrays whose items differ, which no grammar can say. A constraint around another one.
 
 It follows the JSON text and the schema side by side. A token that would complete an item for the second time is
-refused, and so is one after which every way to complete the item is taken: while an item's text is the beginning of an
-earlier one, another ending is looked for on a copy. Engine thread, once its answer runs.
+refused, and so is one after which every way to complete the item is taken: while an item may still become an earlier
+one, however that is written, another ending is looked for on a copy. Engine thread, once its answer runs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import cast
 
 from llm_local.engine.constraint import Allowed, ConstraintFailed
 from llm_local.engine.types import Token
-from llm_local.structured.places import Cursor, Places
+from llm_local.structured.cursor import Cursor
+from llm_local.structured.places import Places
 from llm_local.structured.tokens import Compiled, Copyable, Feedable, Tokens
 
 MAX_STEPS = 2000
@@ -95,6 +96,7 @@ class Distinct:
 
     def _search(self, state: Copyable, cursor: Cursor, steps: list[int], depth: int) -> bool:
         """Tell whether some way on leads to an item that is not there yet; `steps` has how many are left."""
+        deeper = []
         for byte in BYTES:
             token = self._tokens.byte_tokens[byte]
             if token is None or not state.allows(token):
@@ -104,9 +106,11 @@ class Distinct:
                 continue
             if not after.is_open:
                 return True
-            steps[0] -= 1
-            if steps[0] < 0 or depth > MAX_DEPTH:
-                return True
+            deeper.append((token, after))
+        steps[0] -= 1
+        if steps[0] < 0 or depth > MAX_DEPTH:
+            return True
+        for token, after in deeper:
             trial = state.copy()
             try:
                 trial.accept(token)

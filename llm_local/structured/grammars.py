@@ -217,13 +217,16 @@ class Grammars:
         content: tuple[Schema, str] | None,
     ) -> Compiled:
         grammars = CallGrammars(language, tools, spec.form, parallel=spec.parallel)
-        schemas = [schema for schema, _ in tools.values()]
-        every = [*schemas, *([content[0]] if content is not None else [])]
-        places = Places.of_calls(schemas, every) if any(map(_is_distinct, every)) else None
+        arguments = {name: schema for name, (schema, _) in tools.items()}
+        answers = [content[0]] if content is not None else []
+        distinct = any(map(_is_distinct, [*arguments.values(), *answers]))
         if spec.find is None or content is not None:
             # With JSON beside calls there is no free text to wait in: an answer is a call or JSON.
-            return self._distinct(grammars.required(content if spec.find is not None else None), places)
-        opened = {key: self._distinct(compiled, places) for key, compiled in grammars.opened().items()}
+            compiled = grammars.required(content if spec.find is not None else None)
+            return self._distinct(compiled, Places(answers, arguments) if distinct else None)
+        opened = grammars.opened()
+        if distinct:
+            opened = {key: self._distinct(one, Places([], arguments, key or None)) for key, one in opened.items()}
         return CompiledAfterOpening(spec.find, opened, self._tokens)
 
     def _distinct(self, compiled: Compiled, places: Places | None) -> Compiled:

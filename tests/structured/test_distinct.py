@@ -10,10 +10,13 @@ import jsonschema
 import pytest
 
 from llm_local.errors import InvalidSchema
+from llm_local.structured.calls import CallGrammars
 from llm_local.structured.closing import Closing
 from llm_local.structured.distinct import CompiledDistinct, Distinct
+from llm_local.structured.lark import Lark
 from llm_local.structured.places import Places, has_unique_items
 from llm_local.structured.schema import canonical
+from llm_local.structured.spec import CallFormat
 from llm_local.structured.tokens import Tokens
 from tests.structured.test_closing import rambling
 from tests.structured.test_json_schema import compact
@@ -82,26 +85,74 @@ def test_no_random_answer_repeats_an_item_or_finds_no_way_on(schema: Any) -> Non
     assert ended > 1
 
 
-def test_a_model_that_repeats_itself_is_led_on() -> None:
-    """It wants to say the same item again and again, and is refused the same way for every token that begins so."""
-    constraint = start(distinct({"type": "string", "maxLength": 3}, minItems=5, maxItems=5))
+def led(constraint: Distinct, wanted: bytes) -> str:
+    """What a model that wants to say this is led to say; where it is refused, it takes the first other way."""
     out = b""
     while not constraint.must_end:
-        for token in constraint.forced():
+        forced = list(constraint.forced())
+        if not forced:
+            bytes_ = wanted[len(out) : len(out) + 1] + b'"]}'
+            token = next((one for one in (TOKENS.byte_tokens[b] for b in bytes_) if constraint.allows(one)), None)
+            if token is None:
+                token = next(one for one in map(int, constraint.allowed().nonzero()[0]) if constraint.allows(one))
+            forced = [token]
+        for token in forced:
             constraint.accept(token)
             out += piece(token)
-        if constraint.must_end:
-            break
-        wanted = b'["a","a","a","a","a"]'[len(out) : len(out) + 1] or b'"'
-        token = TOKENS.byte_tokens[wanted[0]]
-        if not constraint.allows(token):
-            mask = constraint.allowed()
-            tries = [int(t) for t in mask.nonzero()[0] if piece(int(t)).startswith((b"a", b'"', b",", b"]"))]
-            token = next(t for t in [*tries, *map(int, mask.nonzero()[0])] if constraint.allows(t))
-        constraint.accept(token)
-        out += piece(token)
-    items = json.loads(out)
+    return out.decode()
+
+
+def test_a_model_that_repeats_itself_is_led_on() -> None:
+    """It wants to say the same item again and again, and is refused the same way for every token that begins so."""
+    schema = distinct({"type": "string", "maxLength": 3}, minItems=5, maxItems=5)
+    items = json.loads(led(start(schema), b'["a","a","a","a","a"]'))
     assert len(set(items)) == len(items) == 5
+
+
+@pytest.mark.parametrize(
+    ("schema", "wanted"),
+    [
+        (distinct({"type": "string", "maxLength": 1}, minItems=2), r'["\n","\u000a"]'),
+        (distinct({"type": "string", "maxLength": 2}, minItems=2), r'["\u0009x","\tx"]'),
+        (distinct({"type": "string", "pattern": "^[ab]$"}, minItems=2, maxItems=2), r'["a","\u0061"]'),
+        (distinct({"type": "object", "additionalProperties": {"const": 1}, "minProperties": 1}, minItems=2),
+         '[{"a":1,"b":1},{"b":1,"a":1}]'),
+    ],
+)  # fmt: skip
+def test_what_is_equal_but_written_differently_leads_to_no_dead_end(schema: Any, wanted: str) -> None:
+    items = json.loads(led(start(schema), wanted.encode()))
+    jsonschema.validate(items, schema)
+    assert items[0] == json.loads(wanted)[0]
+
+
+def test_arguments_are_watched_by_the_schema_of_their_own_function() -> None:
+    """`loose` may say an item twice, `strict` may not; in whichever call of an answer they stand."""
+    tags = {"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 2}
+    tools = {
+        name: (canonical({"type": "object", "properties": {"tags": {**tags, "uniqueItems": unique}},
+                          "required": ["tags"], "additionalProperties": False}), "tools.0")
+        for name, unique in (("loose", False), ("strict", True))
+    }  # fmt: skip
+    form = CallFormat("<tool_call>", "</tool_call>", "\n", "arguments", "\n")
+    grammars = CallGrammars(Lark(GUIDANCE), tools, form, parallel=True)
+    arguments = {name: schema for name, (schema, _) in tools.items()}
+
+    def call(name: str, items: str) -> str:
+        return f'<tool_call>\n{{"name": "{name}", "arguments": {{"tags": {items}}}}}\n</tool_call>'
+
+    same, other = '["a", "a"]', '["a", "b"]'
+    required = CompiledDistinct(grammars.required(), Places([], arguments), TOKENS)
+    for text, good in (
+        (call("loose", same), True), (call("strict", other), True), (call("strict", same), False),
+        (f"{call('loose', same)}\n{call('strict', same)}", False),
+        (f"{call('strict', other)}\n{call('loose', same)}", True),
+    ):  # fmt: skip
+        assert accepts(required.start(), text) == good, text
+    for name, good in (("loose", True), ("strict", False)):
+        opened = CompiledDistinct(grammars.opened()[name], Places([], arguments, name), TOKENS)
+        more = f'; {{"name": "loose", "arguments": {{"tags": {same}}}}}'
+        assert accepts(opened.start(), f', "arguments": {{"tags": {same}}}}}{more}') == good
+        assert accepts(opened.start(), f', "arguments": {{"tags": {other}}}}}{more}')
 
 
 def test_too_few_values_are_refused_at_once() -> None:
@@ -140,4 +191,4 @@ def test_definitions_that_refer_to_two_others_each_are_followed_once() -> None:
     }
     defs |= {"a30": {"type": "object", "properties": {}}, "b30": {"type": "null"}}
     places = Places([canonical({"properties": {"u": distinct({}), "x": {"$ref": "#/$defs/a0"}}, "$defs": defs})])
-    assert places.of_property(places.root, "x")
+    assert places.of_property(places.of_value(0), "x")
