@@ -494,32 +494,40 @@ class _Node:
         """Where all branches always apply, the names are known, and what is left is `additionalProperties`."""
         if value is True:
             return
-        names = self._evaluated(self.source, self.where, 0)
+        names = self._evaluated(self.source, self.where, 0, {})
         if names is None:
             return
         self.parts.append({"properties": dict.fromkeys(names, True), "additionalProperties": self.sub(value, key)})
 
-    def _evaluated(self, source: Any, where: str, depth: int) -> dict[str, None] | None:
-        """Return the names that `source` evaluates; None for all of them."""
+    def _evaluated(
+        self, source: Any, where: str, depth: int, known: dict[int, dict[str, None] | None]
+    ) -> dict[str, None] | None:
+        """Return the names that `source` evaluates; None for all of them.
+
+        Args:
+            known: of the parts that were looked at, by their identities: many ways may lead to one definition.
+        """
         names: dict[str, None] = {}
         if not isinstance(source, dict):
             return names
+        if id(source) in known:
+            return known[id(source)]
         self._rewriter.check_time(where)
         for applicator in ("anyOf", "oneOf", "if", "dependentSchemas", "patternProperties", "not", "$dynamicRef"):
             if applicator in source or depth > MAX_DEPTH:
                 raise self.bad("unevaluatedProperties", f"together with '{applicator}' it cannot be enforced.")
         if "additionalProperties" in source or (depth and "unevaluatedProperties" in source):
-            return None
+            return known.setdefault(id(source), None)
         parts, declared = source.get("allOf"), source.get("properties")
         inner = [*parts] if isinstance(parts, list) else []
         if "$ref" in source:
             inner.append(self._rewriter.original(source["$ref"], source, where))
-        for part in [*inner]:
-            found = self._evaluated(part, where, depth + 1)
+        for part in inner:
+            found = self._evaluated(part, where, depth + 1, known)
             if found is None:
-                return None
+                return known.setdefault(id(source), None)
             names |= found
-        return names | dict.fromkeys(declared if isinstance(declared, dict) else ())
+        return known.setdefault(id(source), names | dict.fromkeys(declared if isinstance(declared, dict) else ()))
 
 
 def _kind(value: Any) -> str:

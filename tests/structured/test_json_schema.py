@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import time
 from typing import Any
 
 import jsonschema
@@ -190,6 +191,18 @@ def test_a_schema_that_is_too_deep_or_too_large_is_refused() -> None:
     wide = {"anyOf": [{"type": "string", "minLength": n} for n in range(30_000)]}
     with pytest.raises(InvalidSchema, match="over 20000 parts"):
         canonical(wide)
+
+
+def test_definitions_to_which_many_ways_lead_are_looked_at_once() -> None:
+    """Each refers to the next one twice: a million ways lead to the last."""
+    defs: dict[str, Any] = {
+        f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2, "properties": {f"p{n}": {}}} for n in range(20)
+    }
+    defs["d20"] = {"type": "object", "properties": {"last": {"type": "null"}}}
+    began = time.monotonic()
+    schema = canonical({"$ref": "#/$defs/d0", "unevaluatedProperties": False, "$defs": defs})
+    assert time.monotonic() - began < 0.5
+    assert "last" in json.dumps(schema.root)
 
 
 def test_an_enum_of_thousands_is_enforced() -> None:
