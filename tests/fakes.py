@@ -219,14 +219,14 @@ class ReciteBackend(FakeBackend):
 
     def __init__(self, says: str, after: str = "<|im_start|>assistant\n") -> None:
         super().__init__(n_ctx=8192, n_batch=1024, n_slots=8, n_outputs=40)
-        self._says = says.encode("latin-1")
+        self.says = says
         self._after = after
 
     def next_logits(self, history: tuple[int, ...]) -> np.ndarray:
         text = "".join(map(chr, history))
         done = len(text) - text.rindex(self._after) - len(self._after)
         logits = np.zeros(N_VOCAB, np.float32)
-        logits[self._says[done] if done < len(self._says) else END] = 50
+        logits[ord(self.says[done]) if done < len(self.says) else END] = 50
         return logits
 
 

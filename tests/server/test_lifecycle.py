@@ -154,7 +154,7 @@ def test_a_slow_reader_holds_nobody_up() -> None:
 
 def test_a_reader_that_takes_nothing_is_given_up() -> None:
     backend = FakeBackend(n_ctx=8192, n_batch=256, n_slots=8, n_outputs=40)
-    with serving(backend, window=1500, send_timeout=0.4, join=True) as served:
+    with serving(backend, window=1500, send_timeout=0.1, join=True) as served:
 
         async def scenario() -> bytes:
             sock = socket.socket()
@@ -169,7 +169,7 @@ def test_a_reader_that_takes_nothing_is_given_up() -> None:
             )
             await asyncio.sleep(0.1)
             await asyncio.to_thread(served.wait_idle, 20)
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(0.5)
             text = b""
             with contextlib.suppress(ConnectionError):
                 while chunk := await asyncio.wait_for(reader.read(65536), 5):

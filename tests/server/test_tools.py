@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import httpx
@@ -32,16 +32,31 @@ CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Omsk", "days": 3
 NOW = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 
 
-@contextmanager
-def reciting(text: str, **settings: Any) -> Iterator[tuple[Served, openai.OpenAI]]:
-    """A server whose model says this text where it may."""
-    with (
-        serving(ReciteBackend(text), window=4096, **settings) as server,
-        openai.OpenAI(
-            base_url=f"{server.url}/v1", api_key="x", max_retries=0, _strict_response_validation=True
-        ) as client,
-    ):
-        yield server, client
+Reciting = Callable[..., AbstractContextManager[tuple[Served, openai.OpenAI]]]
+
+
+@pytest.fixture(scope="module")
+def reciting() -> Iterator[Reciting]:
+    """Gives servers whose model says a text where it may; one for each combination of settings."""
+    with ExitStack() as stack:
+        servers: dict[str, tuple[ReciteBackend, Served, openai.OpenAI]] = {}
+
+        @contextmanager
+        def start(text: str, **settings: Any) -> Iterator[tuple[Served, openai.OpenAI]]:
+            key = repr(settings)
+            if key not in servers:
+                backend = ReciteBackend(text)
+                served = stack.enter_context(serving(backend, window=4096, **settings))
+                client = openai.OpenAI(
+                    base_url=f"{served.url}/v1", api_key="x", max_retries=0, _strict_response_validation=True
+                )
+                servers[key] = (backend, served, stack.enter_context(client))
+            backend, served, client = servers[key]
+            served.wait_idle()
+            backend.says = text
+            yield served, client
+
+        yield start
 
 
 def ask(client: openai.OpenAI, **fields: Any) -> Any:
@@ -73,7 +88,9 @@ both_engines = pytest.mark.parametrize("engine", ["auto", "llama"])
 
 @both_engines
 @pytest.mark.parametrize(("says", "content", "calls"), SPOKEN, ids=[case[0][:30] for case in SPOKEN])
-def test_auto_reads_calls_and_content(says: str, content: str | None, calls: list[Any], engine: str) -> None:
+def test_auto_reads_calls_and_content(
+    reciting: Reciting, says: str, content: str | None, calls: list[Any], engine: str
+) -> None:
     tools = TOOLS if engine == "auto" else PLAIN_TOOLS
     with reciting(says, grammar_engine=engine) as (_, client):
         for stream in (False, True):
@@ -112,7 +129,7 @@ def assemble(chunks: list[Any]) -> tuple[str, list[list[str]], str | None]:
 
 
 @both_engines
-def test_arguments_are_constrained_from_where_the_call_is_opened(engine: str) -> None:
+def test_arguments_are_constrained_from_where_the_call_is_opened(reciting: Reciting, engine: str) -> None:
     """The model would name a city that is not in the enum, and a number that is too large."""
     wrong = CALL.replace("Omsk", "Kiev").replace("3", "77")
     with reciting(wrong, grammar_engine=engine) as (_, client):
@@ -124,7 +141,7 @@ def test_arguments_are_constrained_from_where_the_call_is_opened(engine: str) ->
 
 @both_engines
 @pytest.mark.parametrize("says", ["No.", CALL])
-def test_required_and_named_calls_are_made_whatever_the_model_wants(says: str, engine: str) -> None:
+def test_required_and_named_calls_are_made_whatever_the_model_wants(reciting: Reciting, says: str, engine: str) -> None:
     tools = TOOLS if engine == "auto" else PLAIN_TOOLS
     with reciting(says, grammar_engine=engine) as (_, client):
         required = ask(client, tools=tools, tool_choice="required", parallel_tool_calls=False, max_tokens=200)
@@ -141,21 +158,21 @@ def test_required_and_named_calls_are_made_whatever_the_model_wants(says: str, e
 
 
 @both_engines
-def test_parallel_calls_can_be_forbidden(engine: str) -> None:
+def test_parallel_calls_can_be_forbidden(reciting: Reciting, engine: str) -> None:
     tools = TOOLS if engine == "auto" else PLAIN_TOOLS
     with reciting(f"{CALL}\n{NOW}", grammar_engine=engine) as (_, client):
         assert len(calls_of(ask(client, tools=tools).message)) == 2
         assert len(calls_of(ask(client, tools=tools, parallel_tool_calls=False).message)) == 1
 
 
-def test_arguments_that_llama_grammar_would_loosen_are_named() -> None:
+def test_arguments_that_llama_grammar_would_loosen_are_named(reciting: Reciting) -> None:
     with reciting(CALL, grammar_engine="llama") as (server, _), httpx.Client(base_url=server.url) as http:
         error = error_of(http.post(CHAT, json={"messages": MESSAGES, "tools": [TOOLS[1], TOOLS[0]]}))
         assert (error["code"], error["param"]) == ("invalid_json_schema", "tools.1.function.parameters")
         assert "#/properties/days/minimum" in error["message"]
 
 
-def test_none_means_that_a_call_is_only_text() -> None:
+def test_none_means_that_a_call_is_only_text(reciting: Reciting) -> None:
     with reciting(CALL) as (server, client):
         choice = ask(client, tool_choice="none")
         assert (choice.message.content, choice.message.tool_calls, choice.finish_reason) == (CALL, None, "stop")
@@ -167,7 +184,7 @@ def test_none_means_that_a_call_is_only_text() -> None:
         assert without.usage.prompt_tokens == plain.usage.prompt_tokens < len(shown)
 
 
-def test_a_call_that_max_tokens_cuts_says_length() -> None:
+def test_a_call_that_max_tokens_cuts_says_length(reciting: Reciting) -> None:
     with reciting(CALL) as (_, client):
         choice = ask(client, max_tokens=50)
         assert choice.finish_reason == "length"
@@ -175,7 +192,7 @@ def test_a_call_that_max_tokens_cuts_says_length() -> None:
 
 
 @both_engines
-def test_json_close_ends_the_arguments_of_a_call_that_would_be_cut(engine: str) -> None:
+def test_json_close_ends_the_arguments_of_a_call_that_would_be_cut(reciting: Reciting, engine: str) -> None:
     note = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
     tools: list[Any] = [{"type": "function", "function": {"name": "note", "parameters": note}}]
     says = 'Well.\n<tool_call>\n{"name": "note", "arguments": {"text": "' + "x" * 200
@@ -189,7 +206,7 @@ def test_json_close_ends_the_arguments_of_a_call_that_would_be_cut(engine: str) 
                 assert 20 < len(arguments["text"]) < 120
 
 
-def test_results_go_back_in() -> None:
+def test_results_go_back_in(reciting: Reciting) -> None:
     with reciting("It is cold.") as (server, client):
         first: Any = {
             "role": "assistant",
@@ -210,7 +227,7 @@ def test_results_go_back_in() -> None:
             assert error["param"] == "messages.1.tool_calls.0.function.arguments"
 
 
-def test_the_deprecated_functions_are_mapped_to_tools() -> None:
+def test_the_deprecated_functions_are_mapped_to_tools(reciting: Reciting) -> None:
     functions: list[Any] = [tool["function"] for tool in TOOLS]
     with reciting(CALL) as (server, client):
         answer = client.chat.completions.create(model="fake", messages=MESSAGES, functions=functions)
@@ -231,7 +248,7 @@ def test_the_deprecated_functions_are_mapped_to_tools() -> None:
         assert chunks[-1]["choices"][0]["finish_reason"] == "function_call"
 
 
-def test_tools_beside_a_response_format_give_a_call_or_the_json() -> None:
+def test_tools_beside_a_response_format_give_a_call_or_the_json(reciting: Reciting) -> None:
     form: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": [{"ok": True}]}}}
     with reciting(CALL) as (_, client):
         assert calls_of(ask(client, response_format=form).message)[0] == OMSK
@@ -240,7 +257,7 @@ def test_tools_beside_a_response_format_give_a_call_or_the_json() -> None:
         assert (choice.message.content, choice.finish_reason) == ('{"ok":true}', "stop")
 
 
-def test_tools_work_with_n_and_logprobs() -> None:
+def test_tools_work_with_n_and_logprobs(reciting: Reciting) -> None:
     with reciting(CALL) as (_, client):
         answer = client.chat.completions.create(
             model="fake", messages=MESSAGES, tools=TOOLS, n=2, logprobs=True, temperature=0
@@ -267,7 +284,7 @@ TAGS = {
         '{"name": "tag", "arguments": {"tags": ["a", "a"]}}',
     ],
 )
-def test_items_of_arguments_differ(says: str) -> None:
+def test_items_of_arguments_differ(reciting: Reciting, says: str) -> None:
     tools: list[Any] = [*TOOLS, {"type": "function", "function": {"name": "tag", "parameters": TAGS}}]
     with reciting(says) as (_, client):
         for choice in ("auto", {"type": "function", "function": {"name": "tag"}}):

@@ -31,11 +31,15 @@ class _Wrapper:
         return tokens_of(text)
 
 
+LONG = sorted(range(256, len(TOKENS)), key=lambda token: -len(TOKENS[token]))
+"""Tokens of more than one byte, the longest first."""
+
+
 def tokens_of(text: bytes) -> list[int]:
     """The longest piece first, as a greedy tokenizer."""
     out, at = [], 0
     while at < len(text):
-        token = max((n for n in range(len(TOKENS)) if text.startswith(TOKENS[n], at)), key=lambda n: len(TOKENS[n]))
+        token = next((one for one in LONG if text.startswith(TOKENS[one], at)), text[at])
         out.append(token)
         at += len(TOKENS[token])
     return out
@@ -64,6 +68,19 @@ def accepts(constraint: Constraint, text: str) -> bool:
     return constraint.may_end
 
 
+def _chosen(constraint: Constraint, choose: random.Random, step: int) -> int:
+    """Draw a token; the constraint is asked about those that are drawn only, as by the engine."""
+    ids = list(map(int, constraint.allowed().nonzero()[0]))
+    hurried = choose.random() < 0.3 + step / 100
+    while True:
+        closing = [n for n in ids if n < len(TOKENS) and TOKENS[n] in (b'"', b"}", b"]", b'"}', b"]}")]
+        usual = [n for n in ids if n < len(TOKENS) and TOKENS[n][:1] < b"\x7f"]
+        token = choose.choice(closing if closing and hurried else usual or ids)
+        if constraint.allows(token):
+            return token
+        ids.remove(token)
+
+
 def walk(constraint: Constraint, choose: random.Random, most: int = 300) -> str | None:
     """A random answer; None when it did not end in time. Ends and closing marks are preferred, or it never would."""
     out = bytearray()
@@ -72,11 +89,7 @@ def walk(constraint: Constraint, choose: random.Random, most: int = 300) -> str 
         if not forced:
             if constraint.must_end or (constraint.may_end and choose.random() < 0.7):
                 return out.decode()
-            ids = [token for token in map(int, constraint.allowed().nonzero()[0]) if constraint.allows(token)]
-            closing = [n for n in ids if n < len(TOKENS) and TOKENS[n] in (b'"', b"}", b"]", b'"}', b"]}")]
-            usual = [n for n in ids if n < len(TOKENS) and TOKENS[n][:1] < b"\x7f"]
-            inclined = closing if closing and choose.random() < 0.3 + step / 100 else usual or ids
-            forced = [choose.choice(inclined)]
+            forced = [_chosen(constraint, choose, step)]
             if forced == [END]:
                 return out.decode()
         for token in forced:
