@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
 from llm_local.structured.logic import REF, TYPES, Defs, Node, type_of, value_key
+from llm_local.structured.validity import surely_invalid
 
 MAX_ALTERNATIVES = 64
 MAX_DEPTH = 12
 """Deeper than this nothing is proved."""
+
+MAX_TRIED = 200
+"""Values of an enum that are tried on another schema."""
 
 MAX_STEPS = 3000
 """Pairs of conjunctions that one proof may look at."""
@@ -102,7 +107,17 @@ def _ways_exclude(a: list[dict[str, Any]], b: list[dict[str, Any]], defs: Defs, 
     values_a, values_b = _values(a), _values(b)
     if values_a is not None and values_b is not None and not values_a & values_b:
         return True
+    if _refuses(b, values_a, steps) or _refuses(a, values_b, steps):
+        return True
     return all(_exclude_as(kind, a, b, defs, depth, steps) for kind in types_of(a) & types_of(b))
+
+
+def _refuses(way: list[dict[str, Any]], keys: set[str] | None, steps: list[int]) -> bool:
+    """Tell whether none of these values is valid against a conjunction."""
+    if keys is None or len(keys) > MAX_TRIED:
+        return False
+    steps[0] -= len(keys)
+    return all(any(surely_invalid(json.loads(key), part) for part in way) for key in keys)
 
 
 def _values(way: list[dict[str, Any]]) -> set[str] | None:

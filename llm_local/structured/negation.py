@@ -53,14 +53,16 @@ def negate(node: Node, defs: Defs, depth: int = 0, names: frozenset[str] | None 
             others = sorted(names - set(node.get("properties", {})))
             opposite: Node | None = any_of([{"type": "object", "required": [name]} for name in others])
         else:
-            opposite = _negate_keyword(key, value, node, defs, depth)
+            opposite = _negate_keyword(key, value, node, defs, depth, names)
         if opposite is None:
             return None
         opposites.append(opposite)
     return any_of(opposites)
 
 
-def _negate_keyword(key: str, value: Any, node: dict[str, Any], defs: Defs, depth: int) -> Node | None:
+def _negate_keyword(
+    key: str, value: Any, node: dict[str, Any], defs: Defs, depth: int, names: frozenset[str] | None = None
+) -> Node | None:
     """Return what fails this keyword."""
     match key:
         case "type":
@@ -83,7 +85,8 @@ def _negate_keyword(key: str, value: Any, node: dict[str, Any], defs: Defs, dept
         case "required":
             return any_of([{"type": "object", "properties": {name: False}} for name in value])
         case "properties":
-            return _other_properties(value, defs, depth)
+            possible = {name: item for name, item in value.items() if names is None or name in names}
+            return _other_properties(possible, defs, depth)
         case "additionalProperties" if value is True:
             return False
     # (A format is enforced, but to others it is an annotation that nothing fails: its opposite is not certain.)

@@ -20,8 +20,8 @@ from typing import Any
 
 from llm_local.errors import InvalidSchema
 from llm_local.structured.endings import can_end, endless, looping
-from llm_local.structured.exclusion import exclusive, told_apart
-from llm_local.structured.logic import TYPES, Defs, Node, all_of, any_of, has_all_of, value_key
+from llm_local.structured.exclusion import exclusive, known, told_apart
+from llm_local.structured.logic import REF, TYPES, Defs, Node, all_of, any_of, has_all_of, value_key
 from llm_local.structured.negation import closed_names, negate
 from llm_local.structured.pattern import to_rust
 from llm_local.structured.references import References
@@ -144,6 +144,14 @@ class _Rewriter:
             name = self._names[id(target)] = f"d{len(self._names)}"
             self.defs[name] = self.node(target, str(holder[key]), 0)
         return {"$ref": f"#/$defs/{name}"}
+
+    def target(self, node: Node) -> Node:
+        """Return what a reference refers to, where that is translated already; all else as it is."""
+        for _ in range(MAX_DEPTH):
+            if not isinstance(node, dict) or "$ref" not in node or not known(node, self.defs):
+                break
+            node = self.defs[node["$ref"].removeprefix(REF)]
+        return node
 
     def multiple(self, value: float, bad: Callable[[str, str], InvalidSchema]) -> None:
         """Check a `multipleOf`: an automaton counts its remainders."""
@@ -440,11 +448,11 @@ class _Node:
             return
         if n > 1 and self.source.get("additionalProperties") is not False:
             raise self.bad(key, f"at least {n} properties cannot be enforced unless they are declared; use 'required'.")
-        if n <= 1:
-            self.plain[key] = n
-            return
         declared = self._map("properties", self.source.get("properties") or {})
         optional = [name for name in declared if name not in required]
+        if n <= 1:
+            self._one_of_these(optional) if 0 < len(optional) <= MAX_LISTED else self.plain.update({key: n})
+            return
         missing = n - len(required)
         if self.source.get("patternProperties") or math.comb(len(optional), missing) > MAX_PERMUTATIONS:
             raise self.bad(key, f"at least {n} properties cannot be enforced here; use 'required'.")
@@ -452,9 +460,33 @@ class _Node:
         others = [name for name in TYPES if name != "object"]
         self.parts.append(any_of([{"type": others}, *ways]))
 
+    def _one_of_these(self, names: list[str]) -> None:
+        """Any property at all: one of those that are declared, or another one."""
+        ways: list[Node] = [{"required": [name]} for name in names]
+        ways.append({"properties": dict.fromkeys(names, False), "minProperties": 1})
+        self.parts.append(any_of([{"type": [name for name in TYPES if name != "object"]}, *ways]))
+
+    def max_properties(self, key: str, value: Any) -> None:
+        """Engines count only properties that must be there: each choice of the optional ones is a way of its own."""
+        self.count(key, value)
+        most = self.plain[key]
+        required = self._names("required", self.source.get("required") or [])
+        declared = self._map("properties", self.source.get("properties") or {})
+        optional = [name for name in declared if name not in required]
+        sizes = range(min(most - len(required), len(optional)) + 1)
+        if not optional or not sizes or sum(math.comb(len(optional), size) for size in sizes) > MAX_LISTED:
+            return
+        del self.plain[key]
+        ways: list[Node] = [{"type": [name for name in TYPES if name != "object"]}]
+        for size in sizes:
+            for names in itertools.combinations(optional, size):
+                absent = dict.fromkeys((name for name in optional if name not in names), False)
+                ways.append({"type": "object", "properties": absent, "required": list(names), key: most})
+        self.parts.append(any_of(ways))
+
     def property_names(self, key: str, value: Any) -> None:
         """Names that a pattern or a list allows: all others are forbidden."""
-        names = self.sub(value, key)
+        names = self._rewriter.target(self.sub(value, key))
         if names is True or names == {"type": "string"}:
             return
         kinds = names.get("type", "string") if isinstance(names, dict) else "string"
@@ -565,7 +597,7 @@ HANDLERS: dict[str, Callable[[_Node, str, Any], None]] = {
     "additionalProperties": _Node.additional_properties,
     "required": _Node.required,
     "minProperties": _Node.min_properties,
-    "maxProperties": _Node.count,
+    "maxProperties": _Node.max_properties,
     "propertyNames": _Node.property_names,
     "dependentRequired": _Node.dependent_required,
     "dependentSchemas": _Node.dependent_schemas,
