@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
-from llm_local.errors import InvalidSchema, QueueFull
+from llm_local.errors import InvalidGrammar, InvalidSchema, QueueFull
 from llm_local.structured import grammars as module
 from llm_local.structured.grammars import Grammars
 from llm_local.structured.guidance import Guidance
-from llm_local.structured.spec import ChoiceSpec, JsonSpec
+from llm_local.structured.lark import Lark
+from llm_local.structured.native import NativeEngine
+from llm_local.structured.spec import CallFormat, CallsSpec, ChoiceSpec, JsonSpec
+from tests.structured.native import FakeNative
 from tests.structured.vocabulary import accepts, guidance, piece
 
 ONLY_NATIVE = {"type": "object", "patternProperties": {"^a": {}, "a$": {}}}
@@ -59,6 +62,30 @@ def test_what_neither_serves_is_refused_in_the_words_of_llguidance(engine: str, 
         made(native, engine).constraints(JsonSpec(ONLY_NATIVE), 1, 9)
     assert native.asked == asked
     assert caught.value.param == "response_format.json_schema.schema"
+
+
+NOTE: Any = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"],
+             "additionalProperties": False}  # fmt: skip
+CALLS = CallsSpec(
+    (("note", NOTE, "tools.0"),), CallFormat("<tool_call>", "</tool_call>", "\n", "arguments", "\n"), parallel=False
+)
+
+
+@pytest.mark.parametrize(("engine", "served"), [("auto", True), ("llama", True), ("llguidance", False)])
+def test_calls_that_llguidance_refuses_are_left_to_llama_grammar(
+    engine: str, served: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise InvalidGrammar("too large")
+
+    monkeypatch.setattr(Lark, "compile", refuse)
+    native: Any = NativeEngine(FakeNative(guidance()), compact=True)
+    if not served:
+        with pytest.raises(InvalidGrammar, match="too large"):
+            made(native, engine).constraints(CALLS, 1, 9)
+        return
+    constraint = made(native, engine).constraints(CALLS, 1, 9)[0]
+    assert accepts(constraint, '<tool_call>\n{"name": "note", "arguments": {"text": "a"}}\n</tool_call>')
 
 
 def test_what_was_used_last_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
