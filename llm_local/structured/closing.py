@@ -22,8 +22,8 @@ WATCH_FROM = 512
 a token, and no token opens so much."""
 
 # What brings a JSON text to its end soonest, outside of strings. The comma stands before digits, which would go on
-# forever, and behind the brackets, which make it needless.
-OUTSIDE = b'}],":0123456789ntf-[{.eE+'
+# forever, and behind the brackets, which make it needless; the newline stands before the mark that ends a call.
+OUTSIDE = b'}],":0123456789ntf-[{.eE+\n'
 ALL_BYTES = bytes(range(0x20, 0x100))
 STRIDE = 37
 """Where nothing closes, each step tries the bytes from another place on: a pattern such as `a*b` must not get stuck."""

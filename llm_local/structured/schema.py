@@ -24,12 +24,12 @@ from llm_local.structured.exclusion import exclusive, known, told_apart
 from llm_local.structured.logic import REF, TYPES, Defs, Node, all_of, any_of, has_all_of, value_key
 from llm_local.structured.negation import closed_names, negate
 from llm_local.structured.pattern import to_rust
+from llm_local.structured.property_counts import any_property, at_least, at_most
 from llm_local.structured.references import References
 
 MAX_NODES = 20_000
 MAX_DEPTH = 48
 MAX_ENUM_CHARACTERS = 2**20
-MAX_PERMUTATIONS = 2000
 MAX_LISTED = 100
 MAX_COUNT = 2**31
 MAX_MULTIPLE = 100_000
@@ -442,47 +442,40 @@ class _Node:
     def min_properties(self, key: str, value: Any) -> None:
         """Keys that are not declared might be repeated, and then count once: more than one cannot be promised."""
         self.count(key, value)
-        n = self.plain.pop(key)
-        required = set(self._names("required", self.source.get("required") or []))
-        if n <= len(required):
+        least = self.plain.pop(key)
+        required, optional = self._declared()
+        if least <= len(required):
             return
-        if n > 1 and self.source.get("additionalProperties") is not False:
-            raise self.bad(key, f"at least {n} properties cannot be enforced unless they are declared; use 'required'.")
-        declared = self._map("properties", self.source.get("properties") or {})
-        optional = [name for name in declared if name not in required]
-        if n <= 1:
-            self._one_of_these(optional) if 0 < len(optional) <= MAX_LISTED else self.plain.update({key: n})
+        if least == 1:
+            ways = any_property(optional)
+            if ways is None:
+                self.plain[key] = 1
+            else:
+                self.parts.append(ways)
             return
-        missing = n - len(required)
-        if self.source.get("patternProperties") or math.comb(len(optional), missing) > MAX_PERMUTATIONS:
-            raise self.bad(key, f"at least {n} properties cannot be enforced here; use 'required'.")
-        ways = [{"required": list(names)} for names in itertools.combinations(optional, missing)]
-        others = [name for name in TYPES if name != "object"]
-        self.parts.append(any_of([{"type": others}, *ways]))
-
-    def _one_of_these(self, names: list[str]) -> None:
-        """Any property at all: one of those that are declared, or another one."""
-        ways: list[Node] = [{"required": [name]} for name in names]
-        ways.append({"properties": dict.fromkeys(names, False), "minProperties": 1})
-        self.parts.append(any_of([{"type": [name for name in TYPES if name != "object"]}, *ways]))
+        if self.source.get("additionalProperties") is not False:
+            raise self.bad(
+                key, f"at least {least} properties cannot be enforced unless they are declared; use 'required'."
+            )
+        ways = None if self.source.get("patternProperties") else at_least(least - len(required), optional)
+        if ways is None:
+            raise self.bad(key, f"at least {least} properties cannot be enforced here; use 'required'.")
+        self.parts.append(ways)
 
     def max_properties(self, key: str, value: Any) -> None:
-        """Engines count only properties that must be there: each choice of the optional ones is a way of its own."""
+        """Engines count properties only where all that are declared must be there: see `property_counts.py`."""
         self.count(key, value)
-        most = self.plain[key]
+        required, optional = self._declared()
+        ways = at_most(self.plain[key], len(required), optional)
+        if ways is not None:
+            del self.plain[key]
+            self.parts.append(ways)
+
+    def _declared(self) -> tuple[list[str], list[str]]:
+        """Return the names of properties that must be there, and those of other declared ones."""
         required = self._names("required", self.source.get("required") or [])
         declared = self._map("properties", self.source.get("properties") or {})
-        optional = [name for name in declared if name not in required]
-        sizes = range(min(most - len(required), len(optional)) + 1)
-        if not optional or not sizes or sum(math.comb(len(optional), size) for size in sizes) > MAX_LISTED:
-            return
-        del self.plain[key]
-        ways: list[Node] = [{"type": [name for name in TYPES if name != "object"]}]
-        for size in sizes:
-            for names in itertools.combinations(optional, size):
-                absent = dict.fromkeys((name for name in optional if name not in names), False)
-                ways.append({"type": "object", "properties": absent, "required": list(names), key: most})
-        self.parts.append(any_of(ways))
+        return required, [name for name in declared if name not in required]
 
     def property_names(self, key: str, value: Any) -> None:
         """Names that a pattern or a list allows: all others are forbidden."""

@@ -123,3 +123,27 @@ def test_it_may_begin_in_the_middle_of_a_text() -> None:
     text, ended = rambling(constraint, random.Random(1), 20)
     assert ended
     jsonschema.validate(json.loads(begun.decode() + text), schema)
+
+
+def test_an_ending_is_found_where_nothing_says_what_is_forced() -> None:
+    """As with llama.cpp's grammars: a newline, and a mark that only its own token is."""
+
+    class Silent:
+        def __init__(self, inner: Any) -> None:
+            self._inner = inner
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._inner, name)
+
+        def forced(self) -> tuple[()]:
+            return ()
+
+        def copy(self) -> Silent:
+            return Silent(self._inner.copy())
+
+    compiled = GUIDANCE.lark('start: "{" /x*/ "}" "\\n" </tool_call>')
+    inner: Any = Silent(compiled.start())
+    constraint = Closing(inner, Tokens(N_VOCAB, piece, GUIDANCE.byte_tokens, [END]), 12)
+    text, ended = rambling(constraint, random.Random(1), 12)
+    assert ended
+    assert text == "{" + "x" * 8 + "}\n</tool_call>"
