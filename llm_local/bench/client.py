@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from llm_local.bench.http import ClosedEarly, Connection, NotHttp
 
-TEXT = re.compile(rb'"(?:content|reasoning_content|text|arguments)":\s*"(?!")')
+TEXT = re.compile(rb'"(?:content|reasoning(?:_content)?|text|arguments)":\s*"(?!")')
 """A chunk that carries text; parsing each one as JSON would cost more than the rest of the client."""
 USAGE = re.compile(rb'"usage":\s*\{')
 FINISH = re.compile(rb'"finish_reason":\s*"(\w+)"')

@@ -36,7 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     known = "\n".join(f"  {workload.name:14} {workload.about}" for workload in WORKLOADS.values())
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = f"workloads:\n{known}\n\n{EXAMPLES}"
-    add = parser.add_argument
+    _add_load(parser.add_argument)
+    _add_requests(parser.add_argument)
+    _add_results(parser.add_argument)
+
+
+def _add_load(add: Callable[..., Any]) -> None:
     add("servers", nargs="*", metavar="NAME=URL[@PID]", help="base URLs; the first is compared with the others")
     add("--workload", type=_words, default=("chat",), metavar="NAME,...", help="what is asked for [chat]")
     add("--clients", type=_list_of(_count), default=(), metavar="N,...", help="closed loop: clients at once")
@@ -49,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="instead of --requests: how long a round sends new requests (not where requests meet)",
     )
+    add("--leave", type=_share, default=0.0, metavar="SHARE", help="of clients that leave in mid-answer, 0 to 1 [0]")
+    add("--timeout", type=_positive, default=300.0, metavar="S", help="the longest wait for one answer [300]")
+    add("--seed", type=int, default=0, metavar="N", help="of texts, arrivals and intervals [0]")
+
+
+def _add_requests(add: Callable[..., Any]) -> None:
     add("--max-tokens", type=_count, default=64, metavar="N", help="tokens of an answer, about [64]")
     add("--prompt-tokens", type=_count, metavar="N", help="length of the long part of a prompt [by workload]")
     add("--temperature", type=float, metavar="T", help="0 is greedy [0.7; rewrite 0]")
@@ -66,9 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--model", metavar="ID", help="what requests ask for [the first that the server lists]")
     add("--api-key", metavar="KEY", help="sent to every server")
-    add("--leave", type=_share, default=0.0, metavar="SHARE", help="of clients that leave in mid-answer, 0 to 1 [0]")
-    add("--timeout", type=_positive, default=300.0, metavar="S", help="the longest wait for one answer [300]")
-    add("--seed", type=int, default=0, metavar="N", help="of texts, arrivals and intervals [0]")
+
+
+def _add_results(add: Callable[..., Any]) -> None:
     add("--json", type=Path, metavar="FILE", help="write everything, down to single answers")
     add("--report", type=Path, metavar="DIR", help="write an HTML page with plots, and the plots as PNG")
     add(
