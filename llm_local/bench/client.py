@@ -21,6 +21,8 @@ FINISH = re.compile(rb'"finish_reason":\s*"(\w+)"')
 FINGERPRINT = re.compile(rb'"system_fingerprint":\s*"([^"]{1,80})"')
 VECTOR = re.compile(rb'"embedding":\s*[\["]')
 GET_TIMEOUT_S = 10.0
+TOGETHER_S = 0.0005
+"""Chunks closer than this came in one packet, as those of forced tokens do: they count as one, without a gap."""
 PROMPT_TOKENS = re.compile(rb'"prompt_tokens":\s*(\d+)')
 
 
@@ -68,7 +70,6 @@ class Answer:
     """What the request's check found wrong with a complete answer."""
     leave_after: int | None = None
     """Leave when so many chunks of text have come; `end_s` then stays 0."""
-    on_text: Callable[[], None] | None = None
 
     @property
     def text(self) -> str:
@@ -222,11 +223,8 @@ class Client:
 def _note_text(answer: Answer, now: float) -> None:
     if answer.first_s is None:
         answer.first_s = now
-    # Chunks that came in one piece came at one time: there is no gap between them.
-    if not answer.chunk_times or answer.chunk_times[-1] != now:
+    if not answer.chunk_times or now - answer.chunk_times[-1] >= TOGETHER_S:
         answer.chunk_times.append(now)
-    if answer.on_text:
-        answer.on_text()
 
 
 def _note_usage(answer: Answer, line: bytes) -> None:

@@ -74,6 +74,22 @@ def test_events_that_are_split_over_chunks_and_packets_are_put_together() -> Non
     assert (answer.error, answer.text, answer.output_tokens) == ("", "да", 2)
 
 
+def test_chunks_that_come_in_one_packet_have_no_gap_between_them() -> None:
+    async def behave(peer: Peer, path: str, body: dict[str, Any]) -> None:
+        peer.begin_stream()
+        for _ in range(5):
+            peer.text("a")
+            peer.text("b")
+            await peer.writer.drain()
+            await asyncio.sleep(0.005)
+        peer.end_stream(1, 10)
+
+    answer = ask(behave)
+    assert answer.text == "ab" * 5
+    assert len(answer.gaps) == 4
+    assert min(answer.gaps) > 0.004
+
+
 def test_without_usage_tokens_are_counted_by_chunks_and_it_shows() -> None:
     async def behave(peer: Peer, path: str, body: dict[str, Any]) -> None:
         peer.begin_stream()
