@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import random
 from typing import Any
 
+import jsonschema
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from llm_local.errors import InvalidSchema
 from llm_local.structured.calls import MARKED, CallGrammars, CallLanguage
@@ -13,7 +18,8 @@ from llm_local.structured.native import NativeCalls, NativeEngine
 from llm_local.structured.schema import canonical
 from llm_local.structured.spec import CallFormat
 from tests.structured.native import FakeNative
-from tests.structured.vocabulary import accepts, guidance
+from tests.structured.test_json_schema import DOCUMENTS
+from tests.structured.vocabulary import accepts, guidance, walks
 
 HERMES = CallFormat("<tool_call>", "</tool_call>", "\n", "arguments", "\n")
 LLAMA = CallFormat("", "", "", "parameters", "; ")
@@ -146,3 +152,23 @@ def test_arguments_that_gbnf_would_loosen_are_refused_by_place(schema: Any, plac
             getattr(CallGrammars(language("gbnf"), tools, HERMES, parallel=True), compile_)()
         assert caught.value.message.startswith(place)
         assert caught.value.param == "tools.1"
+
+
+@given(document=DOCUMENTS, seed=st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_arguments_that_gbnf_lets_through_are_valid_in_any_spacing(document: Any, seed: int) -> None:
+    inner = {key: value for key, value in document.items() if key != "$defs"}
+    schema = {"type": "object", "properties": {"v": inner}, "required": ["v"], "$defs": document["$defs"]}
+    try:
+        calls = CallGrammars(language("gbnf"), {"f": (canonical(schema), "tools.0")}, HERMES, parallel=False)
+        made = {'<tool_call>\n{"name": "f", "arguments": ': calls.required(), ', "arguments": ': calls.opened()["f"]}
+    except InvalidSchema:
+        return
+    judge = jsonschema.Draft202012Validator(schema)
+    for begins, compiled in made.items():
+        constraint: Any = compiled.start()
+        assert constraint.feed(begins.encode())
+        for text in walks([constraint.copy() for _ in range(2)], random.Random(seed)):
+            arguments, end = json.JSONDecoder().raw_decode(text.lstrip())
+            assert text.lstrip()[end:].lstrip().startswith("}")
+            judge.validate(arguments)
