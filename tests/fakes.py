@@ -93,6 +93,7 @@ class FakeBackend:
     def __init__(self, *, n_ctx: int = 256, n_batch: int = 32, n_slots: int = 8, n_outputs: int = 16) -> None:
         self.n_ctx, self.n_batch, self.n_slots, self.n_outputs = n_ctx, n_batch, n_slots, n_outputs
         self.can_share = True
+        self.cell_bytes = 4
         self.cells: list[list[object]] = [[] for _ in range(n_slots)]
         self.tokens: list[list[int]] = [[] for _ in range(n_slots)]
         self.samplers: list[FakeSampler] = []

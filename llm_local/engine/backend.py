@@ -52,6 +52,11 @@ class Backend(Protocol):
     n_outputs: int
     can_share: bool
 
+    @property
+    def cell_bytes(self) -> int:
+        """Bytes of one cell's KV, as `save` writes it."""
+        ...
+
     def decode(self, batch: Batch) -> None:
         """Compute all rows of the batch.
 

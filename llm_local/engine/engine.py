@@ -22,8 +22,10 @@ from typing import TypeVar
 from llm_local.engine.backend import Backend, NoRoom, Sampler, SideJob
 from llm_local.engine.batch import Batch, Part
 from llm_local.engine.constraint import Constraint, ConstraintFailed
+from llm_local.engine.disk_worker import Report
 from llm_local.engine.host_cache import HostCache
 from llm_local.engine.logprobs import prompt_logprobs, token_logprob
+from llm_local.engine.radix_tree import Tokens
 from llm_local.engine.scheduler import Scheduler
 from llm_local.engine.sequence import Sequence
 from llm_local.engine.stream import Receiver, Stream
@@ -35,6 +37,12 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 JOIN_TIMEOUT_S = 30.0
+
+WAIT_FOR_DISK_S = 0.02
+"""How long the thread sleeps at a time when all that it has to do waits for the disk."""
+
+PROMPT_ROWS = 32
+"""Rows from which on a batch tells how fast prompts are computed."""
 
 MOST_REFUSALS = 32
 """Draws for one token; a constraint that knows its mask needs two at the most."""
@@ -48,6 +56,16 @@ class _Submit:
 @dataclass(frozen=True, slots=True)
 class _Cancel:
     stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
+class _Pin:
+    prefixes: list[Tokens]
+
+
+@dataclass(frozen=True, slots=True)
+class _FromDisk:
+    report: Report
 
 
 class _Stop:
@@ -118,8 +136,10 @@ class Engine:
         )
         self._side_job = side_job
         self._on_death = on_death
-        self._inbox: queue.SimpleQueue[_Submit | _Cancel | _Stop | _Wake] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Submit | _Cancel | _Pin | _FromDisk | _Stop | _Wake] = queue.SimpleQueue()
         self._outbox: list[tuple[Receiver, object]] = []
+        if host is not None:
+            host.connect(lambda report: self._inbox.put(_FromDisk(report)), self._scheduler.cache.pins)
         self._streams: set[Stream] = set()
         self._ended_at: deque[float] = deque(maxlen=64)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -216,6 +236,10 @@ class Engine:
         """Let an idle engine thread look at its side job."""
         self._inbox.put(_Wake())
 
+    def pin(self, prefixes: list[Tokens]) -> None:
+        """Let these prefixes be evicted last, once they were computed."""
+        self._inbox.put(_Pin(prefixes))
+
     def drain(self) -> None:
         """Refuse new requests from now on; what runs goes on."""
         if self.unavailable is None:
@@ -289,13 +313,15 @@ class Engine:
         return True
 
     def _drain_inbox(self) -> bool:
-        idle = not (self._scheduler.running or self._scheduler.waiting or (self._side_job and self._side_job.pending))
-        block = idle and self._inbox.empty()
+        idle = not (self._scheduler.running or (self._side_job and self._side_job.pending))
+        # Sequences that wait while none runs wait for the disk.
+        timeout = WAIT_FOR_DISK_S if self._scheduler.waiting else None
+        block = idle and self._inbox.empty() and (timeout is None or self._scheduler.waits_for_disk)
         if block:
             self._flush()
         while True:
             try:
-                message = self._inbox.get(block=block)
+                message = self._inbox.get(block, timeout)
             except queue.Empty:
                 return True
             block = False
@@ -305,6 +331,11 @@ class Engine:
                         self._add(sequence)
                 case _Cancel(stream):
                     self._cancel(stream)
+                case _Pin(prefixes):
+                    for prefix in prefixes:
+                        self._scheduler.cache.pin(prefix)
+                case _FromDisk(report):
+                    self._scheduler.cache.take(report)
                 case _Stop():
                     return False
 
@@ -350,6 +381,9 @@ class Engine:
         self._scheduler.computed(batch)
         for part in batch.parts:
             self._advance(part)
+        if batch.n_rows >= PROMPT_ROWS:
+            # Sampling is in it, as a GPU may be at work until then.
+            self._scheduler.cache.rates.computed.add(batch.n_rows, time.perf_counter() - began)
 
     def _no_room(self) -> None:
         """The native cache is fuller than the accounting says: drop what is idle, then fail the youngest."""
@@ -472,7 +506,10 @@ class Engine:
         if self._side_job is not None:
             self._side_job.close(self.unavailable or Draining("The server is shutting down."))
         self._flush()
-        self._backend.close()
+        try:
+            self._scheduler.cache.close(keep=not isinstance(self.unavailable, EngineDead))
+        finally:
+            self._backend.close()
 
 
 def _ask(question: Callable[..., T], *arguments: Token) -> T:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +17,19 @@ from llm_local.engine.batch import Batch
 from llm_local.engine.types import SamplingParams, Token
 from llm_local.errors import DecodeFailed, StartupError
 from llm_local.llama.candidates import Candidates
+from llm_local.llama.fingerprint import fingerprint
 from llm_local.llama.logs import native_log
 from llm_local.llama.model import LlamaModel
 from llm_local.llama.sampler import LlamaSampler, row_logits
 
 MAX_SLOTS = 256
 """LLAMA_MAX_SEQ of llama.cpp: most sequences of one context."""
+
+STATE_PARAMS = (
+    "type_k", "type_v", "flash_attn_type", "rope_scaling_type", "rope_freq_base", "rope_freq_scale", "yarn_ext_factor",
+    "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_orig_ctx", "swa_full", "kv_unified",
+)  # fmt: skip
+"""Context parameters that change the KV of the same tokens, or its layout (V is transposed without flash attention)."""
 
 PROMPT_OUTPUTS = 32
 """Rows with logits that a batch may have beside one per running sequence (log probabilities of a prompt)."""
@@ -116,6 +125,8 @@ class LlamaBackend:
         self.n_slots = params.n_slots
         self.n_outputs = native.n_outputs_max
         self.can_share = not model.is_recurrent
+        self.cell_bytes = 0
+        self._params = native
         self._end_tokens = model.end_tokens
         self._candidates = Candidates(model.n_vocab)
 
@@ -161,6 +172,16 @@ class LlamaBackend:
         buffer = (ctypes.c_uint8 * len(data)).from_buffer(data)
         return bool(llama_cpp.llama_state_seq_set_data(self._context, buffer, len(data), slot) > 0)
 
+    def state_key(self) -> str:
+        """Return what must be the same, as JSON, for bytes of `save` to be loaded: weights, context, llama.cpp.
+
+        The number of cells is not in it: bytes of one sequence fit any that has room.
+        """
+        same = {name: getattr(self._params, name) for name in STATE_PARAMS}
+        weights = {"architecture": self._model.architecture, "sha256_of_parts": fingerprint(self._model.path)}
+        build = {"llama_cpp": llama_cpp.__version__, "byteorder": sys.byteorder}
+        return json.dumps({**weights, **build, **same}, sort_keys=True)
+
     def new_sampler(self, params: SamplingParams, prompt: tuple[Token, ...]) -> LlamaSampler:
         """Build a sampler chain over this context's logits."""
         return LlamaSampler(self._model, self._context, self._candidates, params, prompt, self.n_ctx)
@@ -181,10 +202,12 @@ class LlamaBackend:
     def warm_up(self) -> None:
         """Compute one token and forget it, so that weights are in memory before the first request."""
         batch = self._batch
+        empty_bytes = llama_cpp.llama_state_seq_get_size(self._context, 0)
         batch.native.n_tokens = 1
         batch.tokens[0] = batch.positions[0] = batch.slots[0] = 0
         batch.outputs[0] = 1
         llama_cpp.llama_decode(self._context, batch.native)
+        self.cell_bytes = int(llama_cpp.llama_state_seq_get_size(self._context, 0)) - int(empty_bytes)
         llama_cpp.llama_memory_clear(self._memory, True)
 
     def close(self) -> None:
