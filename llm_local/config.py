@@ -64,6 +64,13 @@ class Settings(BaseModel):
     host_cache_mb: Annotated[int, Field(ge=0)] = Field(
         96, description="host memory for the KV of idle sequences; 0: what is evicted is computed again"
     )
+    disk_cache_dir: _optional(Path) = Field(  # type: ignore[valid-type]
+        None, description="folder for the KV of long prefixes, which outlives the process; unset: none"
+    )
+    disk_cache_mb: Count = Field(1024, description="most of disk_cache_dir that this model and these settings take")
+    warm_prefixes: _optional(Path) = Field(  # type: ignore[valid-type]
+        None, description="JSON file of system prompts or message lists that are computed before the first request"
+    )
     prefill_chunk: Count = Field(32, description="prompt rows of a decode in which answers are running")
 
     chat_template: _optional(str) = Field(  # type: ignore[valid-type]
@@ -103,6 +110,8 @@ class Settings(BaseModel):
     def _consistent(self) -> Settings:
         if self.seq_max is not None and self.seq_max > self.ctx:
             raise ValueError(f"seq_max ({self.seq_max}) is larger than ctx ({self.ctx})")
+        if self.disk_cache_dir is not None and not self.host_cache_mb:
+            raise ValueError("disk_cache_dir needs host_cache_mb, through which its entries are loaded")
         return self
 
     @property

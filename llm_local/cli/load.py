@@ -14,16 +14,18 @@ from typing import TypeVar
 
 from llm_local.chat.template import ChatTemplate
 from llm_local.config import Settings
+from llm_local.engine.disk_cache import DiskCache
 from llm_local.engine.engine import Engine
 from llm_local.engine.host_cache import HostCache
 from llm_local.errors import StartupError
 from llm_local.llama import devices
-from llm_local.llama.backend import ContextParams, LlamaBackend
+from llm_local.llama.backend import MAX_SLOTS, ContextParams, LlamaBackend
 from llm_local.llama.embedder import Embedder, Pooling
 from llm_local.llama.grammar import LlamaGrammars
 from llm_local.llama.model import LlamaModel
 from llm_local.models.locate import quantization, served_name
 from llm_local.server.runtime import Loaded, ServedModel
+from llm_local.server.warm_prefixes import read_warm_prompts, warm_tokens
 from llm_local.structured.grammars import Grammars
 from llm_local.structured.guidance import Guidance, build_tokenizer
 from llm_local.structured.native import NativeEngine
@@ -46,6 +48,7 @@ def load_model(path: Path, embedding_path: Path | None, settings: Settings, on_d
         StartupError: something cannot be loaded or does not fit; what was loaded is freed.
     """
     with ExitStack() as undo:
+        prompts = read_warm_prompts(settings.warm_prefixes) if settings.warm_prefixes is not None else []
         layers = devices.gpu_layers(settings.gpu_layers)
         threads = settings.threads or devices.usable_cpus()
         model = LlamaModel(path, n_gpu_layers=layers)
@@ -59,7 +62,7 @@ def load_model(path: Path, embedding_path: Path | None, settings: Settings, on_d
             )
         window = _window(settings, model)
         devices.check_kv_fits(model, settings.ctx, on_gpu=layers != 0)
-        backend = LlamaBackend(model, _context_params(settings, threads))
+        backend = LlamaBackend(model, _context_params(settings, threads, n_pinned=len(prompts)))
         undo.callback(backend.close)
         embedder = _embedder(model, embedding_path, settings, threads, layers)
         if embedder is not None:
@@ -67,6 +70,7 @@ def load_model(path: Path, embedding_path: Path | None, settings: Settings, on_d
         template = ChatTemplate.load(settings.chat_template, model.chat_template, _token_texts(model))
         if model.chat_template is None and settings.chat_template is None:
             log.warning("%s has no chat template; using chatml. LLM_CHAT_TEMPLATE chooses another", path.name)
+        prefixes = warm_tokens(prompts, template, model, window=window, n_cells=backend.n_ctx)
         backend.warm_up()
         engine = Engine(
             backend,
@@ -75,7 +79,7 @@ def load_model(path: Path, embedding_path: Path | None, settings: Settings, on_d
             window=window,
             prefill_chunk=settings.prefill_chunk,
             answer_reserve=max(settings.n_predict, 1),
-            host=HostCache(settings.host_cache_mb * 2**20) if settings.host_cache_mb else None,
+            host=_host_cache(settings, model, backend),
             park_after=PARK_AFTER if layers == 0 else None,
             side_job=embedder,
             on_death=on_death,
@@ -101,6 +105,7 @@ def load_model(path: Path, embedding_path: Path | None, settings: Settings, on_d
         grammars=grammars,
         embeddings=embedder,
         embedding_model=_served_embedder(embedder, served),
+        warm_prefixes=prefixes,
         close=close,
     )
 
@@ -135,14 +140,45 @@ def _window(settings: Settings, model: LlamaModel) -> int:
     return window
 
 
-def _context_params(settings: Settings, threads: int) -> ContextParams:
+def _host_cache(settings: Settings, model: LlamaModel, backend: LlamaBackend) -> HostCache | None:
+    """Return the tiers below the KV cells.
+
+    Raises:
+        StartupError: the folder of the disk tier cannot be used.
+    """
+    if model.is_recurrent and (settings.disk_cache_dir is not None or settings.warm_prefixes is not None):
+        raise StartupError(
+            f"{model.path.name} ({model.architecture}) has a state that cannot be cut at a prefix; "
+            "unset LLM_DISK_CACHE_DIR and LLM_WARM_PREFIXES"
+        )
+    if not settings.host_cache_mb:
+        return None
+    disk = None
+    if settings.disk_cache_dir is not None:
+        folder = settings.disk_cache_dir.expanduser()
+        disk = DiskCache.open(folder, backend.state_key(), settings.disk_cache_mb * 2**20)
+    return HostCache(settings.host_cache_mb * 2**20, disk)
+
+
+def _context_params(settings: Settings, threads: int, n_pinned: int) -> ContextParams:
+    """Return the sizes of the context; each pinned prefix keeps a slot.
+
+    Raises:
+        StartupError: there are not slots enough.
+    """
+    n_slots = settings.parallel + SPARE_SLOTS + n_pinned
+    if n_slots > MAX_SLOTS:
+        raise StartupError(
+            f"{n_pinned} warm prefixes are too many: beside {settings.parallel} running sequences there are slots "
+            f"for {MAX_SLOTS - SPARE_SLOTS - settings.parallel}"
+        )
     batch = min(settings.batch_size, settings.ctx)
     return ContextParams(
         n_ctx=settings.ctx,
         n_batch=max(batch, settings.parallel),
         n_ubatch=settings.ubatch_size,
         n_running=settings.parallel,
-        n_slots=settings.parallel + SPARE_SLOTS,
+        n_slots=n_slots,
         n_threads=threads,
     )
 

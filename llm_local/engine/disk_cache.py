@@ -36,6 +36,10 @@ MAX_UNWRITTEN_BYTES = 256 * 2**20
 READ_TIMEOUT_S = 5.0
 """After so long a sequence does not wait for its bytes any more, and is computed."""
 
+READ_AGAIN_S = 1.0
+"""How soon an entry is read again. If it did not stay in the tier above for so long, there is no room for it: without
+this limit sequences that wait for different entries could push each other's out for ever."""
+
 CLOSE_TIMEOUT_S = 20.0
 """What the writing at shutdown may take."""
 
@@ -51,6 +55,7 @@ class DiskEntry:
         self.tokens = tokens
         self.n_bytes = n_bytes
         self.asked_at: float | None = None
+        self.came_at: float | None = None
 
 
 class DiskCache:
@@ -149,13 +154,18 @@ class DiskCache:
         """
         walk = self._tree.walk(tokens)
         entry = walk.holder()
-        if entry is None or self.off or walk.length < have + WORTH_READING or entry.n_bytes > most_bytes:
+        if entry is None or self.off or walk.length < have + WORTH_READING:
             return False
+        if entry.n_bytes - disk_file.file_bytes(self._key, len(entry.tokens), 0) > most_bytes:
+            return False
+        now = time.monotonic()
         if entry.asked_at is not None:
-            return time.monotonic() - entry.asked_at < READ_TIMEOUT_S
+            return now - entry.asked_at < READ_TIMEOUT_S
+        if entry.came_at is not None and now - entry.came_at < READ_AGAIN_S:
+            return False
         if not rates.loading_pays(walk.length - have, entry.n_bytes, from_disk=True):
             return False
-        entry.asked_at = time.monotonic()
+        entry.asked_at = now
         self._entries.move_to_end(entry.path)
         self.worker.read(entry.path, entry.tokens)
         self.worker.touch(entry.path)
@@ -207,7 +217,7 @@ class DiskCache:
             case Read(path, tokens, data, seconds):
                 entry = self._entries.get(path)
                 if entry is not None:
-                    entry.asked_at = None
+                    entry.asked_at, entry.came_at = None, time.monotonic()
                 if data is not None:
                     self.n_read += 1
                     rates.read.add(len(data), seconds)

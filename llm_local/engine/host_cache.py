@@ -65,7 +65,7 @@ class HostCache:
         self._tree.insert(parked, parked.tokens)
         self.n_bytes += len(data)
         while self.n_bytes > self.max_bytes:
-            self._drop_oldest()
+            self._drop_oldest(but=parked)
 
     def refresh(self, tokens: Tokens) -> bool:
         """Note that these tokens were used; False when no sequence that is parked has all of them."""
@@ -129,9 +129,10 @@ class HostCache:
             self.store(parked.tokens, parked.data, wait=True)
         self.disk.close()
 
-    def _drop_oldest(self) -> None:
-        unpinned = (parked for parked in self._parked if parked.tokens not in self._pins)
-        parked = next(unpinned, next(iter(self._parked)))
+    def _drop_oldest(self, but: Parked) -> None:
+        """Drop the one that is to go first, which is never the one that just came."""
+        unpinned = (one for one in self._parked if one is not but and one.tokens not in self._pins)
+        parked = next(unpinned, None) or next(one for one in self._parked if one is not but)
         self.remove(parked)
         if self.disk is not None:
             self.disk.store(parked.tokens, parked.data)

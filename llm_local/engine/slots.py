@@ -74,7 +74,7 @@ class SlotIndex:
 
     def trim(self, slot: Slot, length: int) -> None:
         """Note that the slot holds its first `length` tokens only."""
-        if length == 0:
+        if length == 0 and not slot.busy:
             self._tree.remove(slot)
         elif slot in self._tree:
             self._tree.trim(slot, length)
