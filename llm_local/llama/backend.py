@@ -200,14 +200,19 @@ class LlamaBackend:
         return token in self._end_tokens
 
     def warm_up(self) -> None:
-        """Compute one token and forget it, so that weights are in memory before the first request."""
-        batch = self._batch
-        empty_bytes = llama_cpp.llama_state_seq_get_size(self._context, 0)
+        """Compute two tokens and forget them: weights are in memory before the first request, and a cell is measured.
+
+        (The first cell of a sequence has the headers of its layers beside it.)
+        """
+        batch, sizes = self._batch, []
         batch.native.n_tokens = 1
-        batch.tokens[0] = batch.positions[0] = batch.slots[0] = 0
+        batch.tokens[0] = batch.slots[0] = 0
         batch.outputs[0] = 1
-        llama_cpp.llama_decode(self._context, batch.native)
-        self.cell_bytes = int(llama_cpp.llama_state_seq_get_size(self._context, 0)) - int(empty_bytes)
+        for position in range(2):
+            batch.positions[0] = position
+            llama_cpp.llama_decode(self._context, batch.native)
+            sizes.append(int(llama_cpp.llama_state_seq_get_size(self._context, 0)))
+        self.cell_bytes = sizes[1] - sizes[0]
         llama_cpp.llama_memory_clear(self._memory, True)
 
     def close(self) -> None:
