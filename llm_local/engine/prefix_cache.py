@@ -239,21 +239,21 @@ class PrefixCache:
             self._keep_pin(slot)
 
     def _keep_pin(self, slot: Slot) -> None:
-        """See to it that the pinned prefix of an idle slot is on the disk, and in a slot of its own."""
+        """See to it that the pinned prefix of an idle slot has a slot of its own; a new one is written to the disk."""
         prefix = slot.tokens[: slot.pin]
-        if slot.is_pin:
-            if self._host is not None and self._host.wants_stored(prefix) and (data := self._save(slot)):
-                self._host.store(prefix, data)
-            return
-        if any(other.is_pin for other in self._index.ends_at(prefix)):
-            return
         others = [other for other in self.slots if not other.busy and other is not slot and not other.is_pin]
-        if others:
+        if slot.is_pin:
+            target = slot
+        elif not others or any(other.is_pin for other in self._index.ends_at(prefix)):
+            return
+        else:
             target = min(others, key=lambda other: (other.length > 0, other.used_at))
             self._evict(target)
             self._share(slot, target, slot.pin)
             self._index.update(target)
             target.pin, target.used_at, target.idle_since = slot.pin, self._clock, self._step
+        if self._host is not None and self._host.wants_stored(prefix) and (data := self._save(target)):
+            self._host.store(prefix, data)
 
     def close(self, *, keep: bool) -> None:
         """Write what is worth it to the disk, if the native contents are to be trusted, and stop using it."""

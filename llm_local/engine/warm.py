@@ -16,7 +16,9 @@ log = logging.getLogger(__name__)
 async def warm(engine: Engine, prefixes: SequenceOf[Tokens]) -> None:
     """Compute prefixes one after the other, or load them from the disk, and pin them.
 
-    They are requests like any other, for no token of an answer; so what they share is computed once.
+    They are requests like any other, for no token of an answer; so what they share is computed once. Each has a token
+    more than the prefix: the last token of a prompt is always computed, and the KV of a prefix that comes from the disk
+    is to be, bit by bit, what it was.
 
     Raises:
         LLMLocalError: one of them failed.
@@ -24,11 +26,11 @@ async def warm(engine: Engine, prefixes: SequenceOf[Tokens]) -> None:
     engine.pin(list(prefixes))
     for number, prefix in enumerate(prefixes, 1):
         began = time.monotonic()
-        request = GenerationRequest(tuple(prefix.tolist()), SamplingParams(temperature=0.0), 0)
+        request = GenerationRequest((*prefix.tolist(), int(prefix[0])), SamplingParams(temperature=0.0), 0)
         usage = await _usage(engine, request)
         log.info(
             "warm prefix %d of %d: %d tokens, %d of them computed, %.1f s",
-            number, len(prefixes), len(prefix), usage.prompt_tokens - usage.cached_tokens, time.monotonic() - began,
+            number, len(prefixes), len(prefix), len(prefix) - usage.cached_tokens, time.monotonic() - began,
         )  # fmt: skip
 
 

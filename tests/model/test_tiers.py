@@ -135,7 +135,7 @@ def test_a_warm_prefix_survives_a_restart_on_the_disk(tmp_path: Path, qwen_path:
     with served(tmp_path, *arguments) as server:
         again, cached = ask(server)
         assert (again, cached) == (first, len(prefix))
-        assert f"warm prefix 1 of 1: {len(prefix)} tokens, 1 of them computed" in server.log.read_text()
+        assert f"warm prefix 1 of 1: {len(prefix)} tokens, 0 of them computed" in server.log.read_text()
 
 
 def test_a_conversation_survives_a_restart_on_the_disk_and_a_flipped_byte_does_not(
@@ -144,20 +144,22 @@ def test_a_conversation_survives_a_restart_on_the_disk_and_a_flipped_byte_does_n
     cache = tmp_path / "cache"
     arguments = ["--model", str(qwen_path), "--ctx", "2048", "--embedding", "false", "--disk-cache-dir", str(cache)]
     with served(tmp_path, *arguments) as server:
-        first, cached = ask(server)
+        cold, cached = ask(server)
         assert cached == 0
-    (path,) = cache.glob("*.kv")
+        # The last token of its prompt is computed alone, as it will be after the restart: batches of other shapes
+        # round otherwise.
+        warm, _ = ask(server)
     with served(tmp_path, *arguments) as server:
         again, cached = ask(server)
-        assert again == first
+        assert again == warm
         assert cached > 250
-    (path,) = cache.glob("*.kv")
-    whole = bytearray(path.read_bytes())
-    whole[len(whole) // 2] ^= 4
-    path.write_bytes(whole)
+    for path in cache.glob("*.kv"):
+        whole = bytearray(path.read_bytes())
+        whole[len(whole) // 2] ^= 4
+        path.write_bytes(whole)
     with served(tmp_path, *arguments) as server:
         again, cached = ask(server)
-        assert (again, cached) == (first, 0)
+        assert (again, cached) == (cold, 0)
         assert "is damaged and removed" in server.log.read_text()
 
 

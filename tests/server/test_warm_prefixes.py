@@ -120,7 +120,7 @@ def test_the_first_request_with_a_warm_prompt_computes_only_what_follows(tmp_pat
     path = file_of(tmp_path, json.dumps([SYSTEM, {"messages": [{"role": "system", "content": "x"}], "tools": [TOOL]}]))
     lengths = [len(text) for text in texts(path)]
     with serving(warm_prefixes=path) as served, httpx.Client(base_url=served.url, verify=False) as http:
-        assert served.backend.rows_computed == sum(lengths) - len("<|im_start|>system\n")
+        assert served.backend.rows_computed == sum(lengths) + 2 - len("<|im_start|>system\n")
         cached = [
             ask(http, system, **fields)["usage"]["prompt_tokens_details"]["cached_tokens"]
             for system, fields in ((SYSTEM, {}), ("x", {"tools": [TOOL]}))
@@ -146,7 +146,7 @@ def test_the_server_is_ready_when_they_are_computed_and_says_how_far_it_is(
             assert time.monotonic() < end
             time.sleep(0.01)
         n_rows = served.backend.rows_computed
-        assert n_rows == sum(len(text) for text in texts(path)) - len("<|im_start|>system\n")
+        assert n_rows == sum(len(text) for text in texts(path)) + 2 - len("<|im_start|>system\n")
     progress = [record.message for record in caplog.records if "warm prefix" in record.message]
     assert [line.partition(":")[0] for line in progress] == ["warm prefix 1 of 2", "warm prefix 2 of 2"]
 
