@@ -231,22 +231,21 @@ class DiskCache:
         if self._drop(path):
             self.worker.remove(path)
 
-    def flush(self, n_bytes: int = 0) -> None:
+    def flush(self, n_bytes: int) -> None:
         """Wait until at most `n_bytes` have still to be written (at shutdown only); it may take so long in all."""
-        if self._close_by is None:
-            self._close_by = time.monotonic() + CLOSE_TIMEOUT_S
-        while self._worker is not None and self._worker.unwritten_bytes > n_bytes:
-            if time.monotonic() > self._close_by:
-                log.warning("writing to %s takes too long; the rest is not kept", self.folder)
-                self.off = True
-                return
+        while self._worker is not None and self._worker.unwritten_bytes > n_bytes and self._time_left_s() > 0:
             time.sleep(0.002)
 
     def close(self) -> None:
         """Finish what is being written and end the worker."""
-        self.flush()
-        if self._worker is not None:
-            self._worker.close(CLOSE_TIMEOUT_S if not self.off else 0.0)
+        if self._worker is not None and not self._worker.close(self._time_left_s()):
+            log.warning("writing to %s takes longer than %.0f s; the rest is not kept", self.folder, CLOSE_TIMEOUT_S)
+
+    def _time_left_s(self) -> float:
+        """Return what is left of the time for writing at shutdown, which begins with the first question."""
+        if self._close_by is None:
+            self._close_by = time.monotonic() + CLOSE_TIMEOUT_S
+        return max(self._close_by - time.monotonic(), 0.0)
 
     @property
     def worker(self) -> DiskWorker:

@@ -133,7 +133,7 @@ class PrefixCache:
     def _take(self, target: Slot, common: int, reserve: int) -> None:
         self.trim(target, common)
         self._index.update(target)
-        target.busy, target.reserved = True, reserve
+        target.busy, target.reserved, target.pin = True, reserve, 0
 
     def _restore(self, tokens: Tokens, reserve: int) -> tuple[Slot, int] | None:
         """Bring a parked sequence back if it has a longer prefix than any that is resident."""
@@ -276,8 +276,6 @@ class PrefixCache:
         self.n_free += len(freed)
         slot.length = length
         self._index.trim(slot, length)
-        if slot.pin > length:
-            slot.pin = self.pins.longest(slot.tokens[:length])
         self._memory.trim(slot.id, length)
 
     def drop(self, slot: Slot) -> None:

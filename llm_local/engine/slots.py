@@ -38,7 +38,7 @@ class Slot:
     """One native sequence: `tokens[:length]` are resident in `cells[:length]`.
 
     Attributes:
-        pin: how many leading tokens are a pinned prefix, 0 for none; kept for idle slots.
+        pin: how many leading tokens of an idle slot are a pinned prefix, 0 for none.
     """
 
     def __init__(self, number: int, window: int) -> None:

@@ -16,6 +16,7 @@ from llm_local.engine import disk_cache, disk_file, disk_worker
 from llm_local.engine import engine as engine_module
 from llm_local.engine.disk_cache import DiskCache
 from llm_local.engine.disk_worker import Report
+from llm_local.engine.engine import Engine
 from llm_local.engine.host_cache import HostCache
 from llm_local.engine.pins import Pins
 from llm_local.engine.rates import Rates
@@ -329,6 +330,28 @@ def test_a_longer_sequence_takes_the_place_of_its_beginning_but_not_of_a_pinned_
     tier.disk.close()
 
 
+def test_short_ones_are_not_written_when_the_host_tier_drops_them(tmp_path: Path) -> None:
+    tier = Tier(tmp_path, 10**6)
+    tier.store(prompt_of(0, length=39))
+    tier.store(prompt_of(1, length=40))
+    assert [len(disk_file.read_tokens(path, KEY)[0]) for path in files(tmp_path)] == [40]
+    tier.disk.close()
+
+
+def test_a_file_that_changed_or_vanished_after_the_start_is_answered_for_at_once_and_forgotten(tmp_path: Path) -> None:
+    paths = [put(tmp_path, prompt_of(n)) for n in range(3)]
+    tier = Tier(tmp_path, 10**6)
+    paths[0].write_bytes(paths[1].read_bytes())
+    paths[1].write_bytes(paths[1].read_bytes()[:-1] + b"x")
+    paths[2].unlink()
+    for n in range(3):
+        assert tier.disk.fetch(array(prompt_of(n)), 0, tier.rates, 10**6)
+        assert tier.settle() == []
+        assert len(tier.disk) == 2 - n
+    assert files(tmp_path) == []
+    tier.disk.close()
+
+
 def test_pinned_entries_go_last(tmp_path: Path) -> None:
     tier = Tier(tmp_path, 2 * disk_file.file_bytes(KEY, 80, 1000))
     tier.pins.add(array(prompt_of(0)))
@@ -371,15 +394,37 @@ def test_nothing_is_written_after_the_engine_died(tmp_path: Path) -> None:
     disk = DiskCache.open(tmp_path, KEY, 10**6)
 
     async def scenario() -> None:
-        backend = FakeBackend(n_ctx=512)
-        async with running(backend, host=HostCache(10**5, disk)) as engine:
+        backend, host = FakeBackend(n_ctx=512), HostCache(10**5, disk)
+        async with running(backend, host=host) as engine:
             await collect(engine.submit([request(prompt_of(1), 1)]))
+            host.put(array(prompt_of(2)), bytearray(320))
             backend.fail_with = ZeroDivisionError("a bug")
             with pytest.raises(Exception, match="internal error"):
                 await collect(engine.submit([request((1, 2), 1)]))
 
     asyncio.run(scenario())
     assert files(tmp_path) == []
+
+
+def test_warm_prefixes_are_on_the_disk_at_once_and_resident_whatever_comes(tmp_path: Path) -> None:
+    disk = DiskCache.open(tmp_path, KEY, 10**6)
+
+    async def scenario() -> None:
+        backend = FakeBackend(n_ctx=250)
+        async with running(backend, host=HostCache(400, disk)) as engine:
+            await warm(engine, [array(prompt_of(1))])
+            await engine_is_idle(engine)
+            assert not disk.wants(array(prompt_of(1)))
+            for n in range(2, 12):
+                await collect(engine.submit([request(prompt_of(n, length=90), 1)]))
+            assert engine._scheduler.cache.match(array(prompt_of(1)))[1] == 80
+
+    asyncio.run(scenario())
+
+
+async def engine_is_idle(engine: Engine) -> None:
+    while engine._scheduler.running or engine._scheduler.waiting:
+        await asyncio.sleep(0.001)
 
 
 def test_warm_prefixes_are_computed_once_and_come_from_the_disk_the_next_time(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from llm_local.engine import prefix_cache
 from llm_local.engine.host_cache import HostCache
+from llm_local.engine.pins import Pins
 from llm_local.engine.prefix_cache import PrefixCache
 from llm_local.engine.radix_tree import common_prefix
 from llm_local.engine.rates import Rate, Rates
@@ -154,6 +155,54 @@ def test_a_pinned_prefix_that_was_parked_stays_in_the_host_tier() -> None:
     assert host.match(array(range(40)))[1] == 40
     assert run(backend, cache, array([*range(40), 7])) == 40
     assert host.match(array(range(40)))[1] == 40
+
+
+def test_of_nested_pins_the_longest_counts() -> None:
+    pins = Pins()
+    for length in (3, 9, 5, 9):
+        pins.add(array(range(length)))
+    assert (len(pins), pins.longest(array(range(7))), pins.longest(array(range(20)))) == (3, 5, 9)
+    assert array(range(5)) in pins
+    assert array(range(4)) not in pins
+    assert array([]) not in pins
+
+
+def test_a_running_sequence_leaves_a_pinned_prefix_in_its_slot() -> None:
+    backend = FakeBackend(n_ctx=200, n_slots=3)
+    cache = PrefixCache(backend, 3, 200, 128)
+    cache.pin(array(range(40)))
+    run(backend, cache, array(range(40)))
+    (pinned,) = [slot for slot in cache.slots if slot.is_pin]
+    for tokens in ([*range(40), 7], [8, 8], [9, 9]):
+        slot, _ = cache.acquire(array(tokens), len(tokens) - 1, len(tokens)) or (None, 0)
+        if slot is None:
+            break
+        assert not slot.is_pin
+        assert pinned.is_pin or len(tokens) == 2, "it is taken last, when nothing else is idle"
+    for n in range(3):
+        cache.release(cache.slots[n])
+
+
+def test_a_pinned_prefix_is_not_parked_for_being_idle() -> None:
+    backend = FakeBackend(n_ctx=200, n_slots=3)
+    host = HostCache(10_000)
+    cache = PrefixCache(backend, 3, 200, 128, host, park_after=1)
+    cache.pin(array(range(40)))
+    run(backend, cache, array(range(40)))
+    run(backend, cache, array(range(100, 150)))
+    for _ in range(20):
+        cache.next_step()
+    assert [slot.length for slot in cache.slots if slot.length] == [40]
+    assert host.match(array(range(100, 150)))[1] == 50
+
+
+def test_a_longer_sequence_does_not_take_the_place_of_a_pinned_one_in_the_host_tier() -> None:
+    host, pins = HostCache(10_000), Pins()
+    host.connect(lambda report: None, pins)
+    pins.add(array(range(40)))
+    for length in (40, 50, 60):
+        host.put(array(range(length)), bytearray(length))
+    assert len(host) == 2
 
 
 def test_the_bytes_of_each_tier_are_counted() -> None:

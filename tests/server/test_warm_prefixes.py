@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from llm_local.chat.template import ChatTemplate, named_template
-from llm_local.errors import StartupError
+from llm_local.errors import DecodeFailed, StartupError
 from llm_local.server.warm_prefixes import read_warm_prompts, warm_tokens
 from tests.fakes import FakeBackend
 from tests.server.conftest import ByteVocabulary, serving
@@ -164,9 +164,10 @@ def test_a_server_that_is_told_to_stop_while_it_warms_up_stops(tmp_path: Path) -
     assert (served.runtime.failed, served.failures) == (None, [])
 
 
-def test_an_engine_that_dies_while_it_warms_up_is_a_failed_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), DecodeFailed("boom")], ids=["dead", "alive"])
+def test_an_engine_that_fails_while_it_warms_up_is_a_failed_start(tmp_path: Path, error: Exception) -> None:
     backend = FakeBackend(n_ctx=2048, n_batch=64, n_slots=8, n_outputs=40)
-    backend.fail_with = ZeroDivisionError("a bug")
+    backend.fail_with = error
     path, before = file_of(tmp_path, json.dumps([SYSTEM])), threading.active_count()
     with serving(backend, warm_prefixes=path, wait=False, join=True) as served:
         end = time.monotonic() + 5
