@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +18,7 @@ from llm_local.config import Settings
 from llm_local.engine.disk_cache import DiskCache
 from llm_local.engine.engine import Engine
 from llm_local.engine.host_cache import HostCache
+from llm_local.engine.radix_tree import Tokens
 from llm_local.errors import StartupError
 from llm_local.llama import devices
 from llm_local.llama.backend import MAX_SLOTS, ContextParams, LlamaBackend
@@ -72,6 +74,7 @@ def load_model(path: Path, embedding_path: Path | None, settings: Settings, on_d
             log.warning("%s has no chat template; using chatml. LLM_CHAT_TEMPLATE chooses another", path.name)
         prefixes = warm_tokens(prompts, template, model, window=window, n_cells=backend.n_ctx)
         backend.warm_up()
+        _check_prefixes_come_back(prefixes, backend.cell_bytes, settings)
         engine = Engine(
             backend,
             max_running=settings.parallel,
@@ -158,6 +161,16 @@ def _host_cache(settings: Settings, model: LlamaModel, backend: LlamaBackend) ->
         folder = settings.disk_cache_dir.expanduser()
         disk = DiskCache.open(folder, backend.state_key(), settings.disk_cache_mb * 2**20)
     return HostCache(settings.host_cache_mb * 2**20, disk)
+
+
+def _check_prefixes_come_back(prefixes: SequenceOf[Tokens], cell_bytes: int, settings: Settings) -> None:
+    """Warn of what the disk tier cannot bring back, because it comes through the host's memory."""
+    largest = max(map(len, prefixes), default=0) * cell_bytes
+    if settings.disk_cache_dir is not None and largest > settings.host_cache_mb * 2**20:
+        log.warning(
+            "the largest warm prefix has %.0f MiB, more than LLM_HOST_CACHE_MB (%d): it is computed at each start",
+            largest / 2**20, settings.host_cache_mb,
+        )  # fmt: skip
 
 
 def _context_params(settings: Settings, threads: int, n_pinned: int) -> ContextParams:

@@ -91,14 +91,14 @@ class DiskCache:
 
     @classmethod
     def open(cls, folder: Path, key: str, max_bytes: int) -> DiskCache:
-        """Look through the folder, which is made if it is not there.
+        """Look through the folder, which is made if it is not there: for its owner alone, as prompts are in its files.
 
         Raises:
             StartupError: it cannot be read or written.
         """
         cache = cls(folder, key, max_bytes)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe", suffix=".tmp") as probe:
                 probe.write(b"probe")
             paths = sorted(folder.glob(f"*{disk_file.SUFFIX}"), key=_used_at)

@@ -49,7 +49,7 @@ def file_bytes(key: str, n_tokens: int, n_data: int) -> int:
 
 
 def write(path: Path, key: str, tokens: Tokens, data: bytearray) -> None:
-    """Write an entry under a temporary name, make it durable, and give it its name.
+    """Write an entry under a temporary name, make it durable, and give it its name. Nobody else may read it.
 
     Raises:
         OSError: it could not be written; nothing is left behind.
@@ -61,7 +61,7 @@ def write(path: Path, key: str, tokens: Tokens, data: bytearray) -> None:
     checksum.update(data)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(head)
             file.write(data)
             file.write(checksum.digest())

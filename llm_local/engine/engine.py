@@ -25,6 +25,7 @@ from llm_local.engine.constraint import Constraint, ConstraintFailed
 from llm_local.engine.disk_worker import Report
 from llm_local.engine.host_cache import HostCache
 from llm_local.engine.logprobs import prompt_logprobs, token_logprob
+from llm_local.engine.prefix_cache import TierBytes
 from llm_local.engine.radix_tree import Tokens
 from llm_local.engine.scheduler import Scheduler
 from llm_local.engine.sequence import Sequence
@@ -231,6 +232,10 @@ class Engine:
         per_s = len(self._ended_at) / elapsed
         waiting = max(self.n_open - self.max_running, 1)
         return min(max(math.ceil(waiting / per_s), 1), 60)
+
+    def kv_bytes(self) -> TierBytes:
+        """Return what each tier of the KV holds now (numbers that the engine thread keeps; any thread)."""
+        return self._scheduler.cache.bytes()
 
     def wake(self) -> None:
         """Let an idle engine thread look at its side job."""

@@ -97,10 +97,14 @@ class HostCache:
         if self.disk is not None:
             self.disk.discard(parked.tokens)
 
+    @property
+    def has_files(self) -> bool:
+        """Whether anything could be fetched."""
+        return self.disk is not None and len(self.disk) > 0
+
     def fetch(self, tokens: Tokens, have: int, rates: Rates) -> bool:
         """Ask the disk for a prefix that is longer than the `have` tokens that are resident; True while it comes."""
-        if self.disk is None or not len(self.disk):
-            return False
+        assert self.disk is not None
         return self.disk.fetch(tokens, max(have, self._tree.walk(tokens).length), rates, self.max_bytes)
 
     def take(self, report: Report, rates: Rates) -> None:

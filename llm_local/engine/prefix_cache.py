@@ -98,7 +98,9 @@ class PrefixCache:
 
     def fetching(self, tokens: Tokens) -> bool:
         """Whether a prefix of these tokens is being read from the disk, which is worth waiting for."""
-        return self._host is not None and self._host.fetch(tokens, self.match(tokens)[1], self.rates)
+        if self._host is None or not self._host.has_files:
+            return False
+        return self._host.fetch(tokens, self.match(tokens)[1], self.rates)
 
     def take(self, report: Report) -> None:
         """Take in what the disk did."""

@@ -27,6 +27,7 @@ def test_an_entry_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert only_tokens.tolist() == TOKENS.tolist()
     assert n_bytes == path.stat().st_size == disk_file.file_bytes(KEY, 20, 100)
     assert [file.name for file in tmp_path.iterdir()] == [path.name], "no temporary file is left"
+    assert path.stat().st_mode & 0o077 == 0, "prompts are nobody else's business"
 
 
 def test_no_single_byte_can_change_unseen(tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ import httpx
 import numpy as np
 import pytest
 
+from llm_local.cli import load
+from llm_local.config import Settings
 from llm_local.engine import disk_file
+from llm_local.errors import StartupError
 from llm_local.llama.backend import ContextParams, LlamaBackend
 from llm_local.llama.fingerprint import fingerprint
 from llm_local.llama.model import LlamaModel
@@ -176,3 +179,19 @@ def test_what_the_tiers_cannot_do_is_one_line_and_exit_2(tmp_path: Path) -> None
         assert result.returncode == 2, result.stderr
         assert result.stderr.count("\n") == 1
         assert says in result.stderr
+
+
+def test_a_prefix_that_cannot_come_back_through_the_host_tier_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    settings = Settings(host_cache_mb=1, disk_cache_dir=Path("x"))
+    prefixes = [np.zeros(n, np.int32) for n in (3, 100)]
+    load._check_prefixes_come_back(prefixes, 2**20 // 100, settings)
+    assert not caplog.records
+    load._check_prefixes_come_back(prefixes, 2**20 // 99, settings)
+    assert "it is computed at each start" in caplog.text
+
+
+def test_each_warm_prefix_has_a_slot_and_too_many_are_refused() -> None:
+    settings = Settings(parallel=100)
+    assert load._context_params(settings, 2, n_pinned=50).n_slots == load._context_params(settings, 2, 0).n_slots + 50
+    with pytest.raises(StartupError, match=r"149 warm prefixes are too many: .* slots for 148"):
+        load._context_params(settings, 2, n_pinned=149)

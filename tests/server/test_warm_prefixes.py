@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from llm_local.chat.template import ChatTemplate, named_template
+from llm_local.engine.host_cache import HostCache
 from llm_local.errors import DecodeFailed, StartupError
 from llm_local.server.warm_prefixes import read_warm_prompts, warm_tokens
 from tests.fakes import FakeBackend
@@ -177,3 +178,18 @@ def test_an_engine_that_fails_while_it_warms_up_is_a_failed_start(tmp_path: Path
         assert httpx.get(served.url + "/health").status_code == 503
     assert backend.closed
     assert threading.active_count() <= before
+
+
+def test_the_metrics_tell_what_each_tier_holds(tmp_path: Path) -> None:
+    backend = FakeBackend(n_ctx=500, n_batch=256, n_slots=4, n_outputs=40)
+    with (
+        serving(backend, window=400, host=HostCache(10**5)) as served,
+        httpx.Client(base_url=served.url, verify=False) as http,
+    ):
+        for letter in "abc":
+            ask(http, letter * 200)
+        served.wait_idle()
+        lines = http.get("/metrics").text.splitlines()
+        kept = {line.split('"')[1]: float(line.split()[-1]) for line in lines if line.startswith("llm_local_kv_bytes{")}
+        assert kept == {"resident": 4.0 * backend.n_used, "host": served.engine.kv_bytes().host, "disk": 0.0}
+        assert kept["host"] > 800
