@@ -50,7 +50,7 @@ def load_model(path: Path, embedding_path: Path | None, settings: Settings, on_d
         StartupError: something cannot be loaded or does not fit; what was loaded is freed.
     """
     with ExitStack() as undo:
-        prompts = read_warm_prompts(settings.warm_prefixes) if settings.warm_prefixes is not None else []
+        prompts = read_warm_prompts(settings.warm_prefixes.expanduser()) if settings.warm_prefixes is not None else []
         layers = devices.gpu_layers(settings.gpu_layers)
         threads = settings.threads or devices.usable_cpus()
         model = LlamaModel(path, n_gpu_layers=layers)

@@ -235,7 +235,7 @@ class Engine:
 
     def kv_bytes(self) -> TierBytes:
         """Return what each tier of the KV holds now (numbers that the engine thread keeps; any thread)."""
-        return self._scheduler.cache.bytes()
+        return self._scheduler.cache.kv_bytes()
 
     def wake(self) -> None:
         """Let an idle engine thread look at its side job."""

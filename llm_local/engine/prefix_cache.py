@@ -83,7 +83,7 @@ class PrefixCache:
         """Return the slot with the longest common prefix, and its length; idle slots win ties."""
         return self._index.match(tokens)
 
-    def bytes(self) -> TierBytes:
+    def kv_bytes(self) -> TierBytes:
         """Return what each tier holds."""
         host, disk = self._host, self._host.disk if self._host is not None else None
         return TierBytes(
@@ -129,10 +129,10 @@ class PrefixCache:
             self._evict(target)
             if source is not None:
                 self._share(source, target, common)
-        self._take(target, common, reserve)
+        self._occupy(target, common, reserve)
         return target, common
 
-    def _take(self, target: Slot, common: int, reserve: int) -> None:
+    def _occupy(self, target: Slot, common: int, reserve: int) -> None:
         self.trim(target, common)
         self._index.update(target)
         target.busy, target.reserved, target.pin = True, reserve, 0
@@ -160,7 +160,7 @@ class PrefixCache:
         if common == n and parked.tokens not in self.pins:
             self._host.remove(parked)
         self.extend(target, parked.tokens)
-        self._take(target, common, reserve)
+        self._occupy(target, common, reserve)
         self.n_restored += 1
         return target, common
 

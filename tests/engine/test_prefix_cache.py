@@ -83,7 +83,7 @@ def test_a_match_is_what_a_comparison_with_every_slot_finds(seed: int) -> None:
         found, common = cache.match(wanted)
         assert common == length
         assert (found.id if found is not None else None) in (slots or {None})
-        assert cache.bytes().resident == 4 * backend.n_used
+        assert cache.kv_bytes().resident == 4 * backend.n_used
         for slot in cache.slots:
             assert backend.tokens[slot.id] == slot.tokens[: slot.length].tolist()
 
@@ -209,9 +209,9 @@ def test_the_bytes_of_each_tier_are_counted() -> None:
     backend = FakeBackend(n_ctx=100, n_slots=4)
     cache = PrefixCache(backend, 4, 100, 100, HostCache(10_000))
     run(backend, cache, array(range(60)))
-    assert (cache.bytes().resident, cache.bytes().host, cache.bytes().disk) == (240, 0, 0)
+    assert (cache.kv_bytes().resident, cache.kv_bytes().host, cache.kv_bytes().disk) == (240, 0, 0)
     run(backend, cache, array(range(100, 170)))
-    assert (cache.bytes().resident, cache.bytes().host) == (280, 240)
+    assert (cache.kv_bytes().resident, cache.kv_bytes().host) == (280, 240)
 
 
 def test_what_is_computed_sooner_than_loaded_is_neither_parked_nor_loaded() -> None:
