@@ -445,3 +445,35 @@ def test_warm_prefixes_are_computed_once_and_come_from_the_disk_the_next_time(tm
     second = DiskCache.open(tmp_path, KEY, 10**6)
     assert asyncio.run(scenario(second)) == 2, "one token after each is always computed"
     assert second.n_read >= 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_cached_tokens_are_exactly_those_that_were_not_computed_whatever_tier_they_came_from(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = np.random.default_rng(seed)
+    monkeypatch.setattr(engine_module, "WAIT_FOR_DISK_S", 0.001)
+    disk = DiskCache.open(tmp_path, KEY, 4000)
+
+    async def scenario() -> None:
+        backend = FakeBackend(n_ctx=200, n_slots=4)
+        host = HostCache(700, disk)
+        async with running(backend, host=host, park_after=[None, 3][seed % 2]) as engine:
+            if seed % 3 == 0:
+                await warm(engine, [array(prompt_of(0))])
+            for _ in range(80):
+                begun = prompt_of(int(choose.integers(0, 7)))[: int(choose.integers(1, 81))]
+                prompt = (*begun, *choose.integers(0, 256, int(choose.integers(1, 10))).tolist())
+                before = backend.rows_computed
+                out = await collect(engine.submit([request(prompt, int(choose.integers(1, 6)), GREEDY)]))
+                usage = out[0][-1].usage
+                # The last token that is sampled is not computed any more.
+                rows = len(prompt) - usage.cached_tokens + usage.completion_tokens - 1
+                assert backend.rows_computed - before == rows
+                while disk._writing:
+                    await asyncio.sleep(0.001)
+            assert engine._scheduler.cache.n_restored > 0
+            assert disk.n_read > 0
+            check_accounting(engine, backend)
+
+    asyncio.run(scenario())
