@@ -172,7 +172,7 @@ def test_what_the_tiers_cannot_do_is_one_line_and_exit_2(tmp_path: Path) -> None
     for arguments, says in (
         (["--disk-cache-dir", str(tmp_path / "file")], "cannot be read and written"),
         (["--warm-prefixes", str(tmp_path / "file")], "line 2: Unknown parameter: 'broken'"),
-        (["--warm-prefixes", str(tmp_path / "long.json"), "--ctx", "600"], "half of LLM_CTX"),
+        (["--warm-prefixes", str(tmp_path / "long.json"), "--ctx", "400"], "half of LLM_CTX"),
         (["--disk-cache-dir", str(tmp_path / "x"), "--host-cache-mb", "0"], "needs host_cache_mb"),
     ):
         result = start(*arguments)
