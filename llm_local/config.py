@@ -73,6 +73,13 @@ class Settings(BaseModel):
     host_cache_mb: Annotated[int, Field(ge=0)] = Field(
         96, description="host memory for the KV of idle sequences; 0: what is evicted is computed again"
     )
+    disk_cache_dir: _optional(Path) = Field(  # type: ignore[valid-type]
+        None, description="folder for the KV of long prefixes, which outlives the process; unset: none"
+    )
+    disk_cache_mb: Count = Field(1024, description="most of disk_cache_dir that this model and these settings take")
+    warm_prefixes: _optional(Path) = Field(  # type: ignore[valid-type]
+        None, description="JSON file of system prompts or message lists that are computed before the first request"
+    )
     target_gap_ms: _optional(Annotated[float, Field(gt=0)]) = Field(  # type: ignore[valid-type]
         None, description="longest step in which answers run; unset: 50 on a GPU, on a CPU by the time of a step"
     )
@@ -125,6 +132,8 @@ class Settings(BaseModel):
             raise ValueError(f"seq_max ({self.seq_max}) is larger than ctx ({self.ctx})")
         if self.kv_type != "f16" and self.flash_attention == "off":
             raise ValueError(f"kv_type {self.kv_type} needs flash attention: set flash_attention to auto or on")
+        if self.disk_cache_dir is not None and not self.host_cache_mb:
+            raise ValueError("disk_cache_dir needs host_cache_mb, through which its entries are loaded")
         return self
 
     @property

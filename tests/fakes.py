@@ -99,6 +99,7 @@ class FakeBackend:
         self.n_ctx, self.n_batch, self.n_slots, self.n_outputs = n_ctx, n_batch, n_slots, n_outputs
         self.can_share = True
         self.output_cost = 0.0
+        self.cell_bytes = 4
         self.cells: list[list[object]] = [[] for _ in range(n_slots)]
         self.tokens: list[list[int]] = [[] for _ in range(n_slots)]
         self.samplers: list[FakeSampler] = []

@@ -34,6 +34,8 @@ def test_flags_beat_the_environment_that_beats_the_file_that_beats_defaults(tmp_
         ({"LLM_SEQ_MAX": "9000"}, "seq_max .9000. is larger than ctx .8192."),
         ({"LLM_KV_TYPE": "q8_0", "LLM_FLASH_ATTENTION": "off"}, "kv_type q8_0 needs flash attention"),
         ({"LLM_GPU_LAYERS": "some"}, "bad value for gpu_layers"),
+        ({"LLM_DISK_CACHE_DIR": "/x", "LLM_HOST_CACHE_MB": "0"}, "disk_cache_dir needs host_cache_mb"),
+        ({"LLM_DISK_CACHE_MB": "0"}, "bad value for disk_cache_mb"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(environment: dict[str, str], says: str) -> None:

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,17 +16,20 @@ from typing import TypeVar
 
 from llm_local.chat.template import ChatTemplate
 from llm_local.config import Settings
+from llm_local.engine.disk_cache import DiskCache
 from llm_local.engine.engine import Engine
 from llm_local.engine.host_cache import HostCache
+from llm_local.engine.radix_tree import Tokens
 from llm_local.errors import StartupError
 from llm_local.llama import devices
-from llm_local.llama.backend import ContextParams, LlamaBackend
+from llm_local.llama.backend import MAX_SLOTS, ContextParams, LlamaBackend
 from llm_local.llama.drafter import LlamaDrafter, check_same_vocabulary
 from llm_local.llama.embedder import Embedder, Pooling
 from llm_local.llama.grammar import LlamaGrammars
 from llm_local.llama.model import LlamaModel
 from llm_local.models.locate import quantization, served_name
 from llm_local.server.runtime import Loaded, ServedModel
+from llm_local.server.warm_prefixes import read_warm_prompts, warm_tokens
 from llm_local.structured.grammars import Grammars
 from llm_local.structured.guidance import Guidance, build_tokenizer
 from llm_local.structured.native import NativeEngine
@@ -60,6 +64,7 @@ def load_model(weights: Weights, settings: Settings, on_death: Callable[[], None
         StartupError: something cannot be loaded or does not fit; what was loaded is freed.
     """
     with ExitStack() as undo:
+        prompts = read_warm_prompts(settings.warm_prefixes.expanduser()) if settings.warm_prefixes is not None else []
         layers = devices.gpu_layers(settings.gpu_layers)
         threads = settings.threads or devices.usable_cpus()
         path = weights.model
@@ -76,9 +81,10 @@ def load_model(weights: Weights, settings: Settings, on_death: Callable[[], None
             )
         window = _window(settings, model)
         devices.check_kv_fits(model, settings.ctx, settings.kv_type, on_gpu=layers != 0)
-        backend = LlamaBackend(model, _context_params(settings, threads))
+        params = _context_params(settings, threads, n_pinned=len(prompts))
+        backend = LlamaBackend(model, params)
         undo.callback(backend.close)
-        drafter = _drafter(model, weights.draft, settings, threads, layers, window)
+        drafter = _drafter(model, weights.draft, settings, params, layers, window)
         if drafter is not None:
             undo.callback(drafter.close)
         embedder = _embedder(model, weights.embedding, settings, threads, layers)
@@ -87,7 +93,9 @@ def load_model(weights: Weights, settings: Settings, on_death: Callable[[], None
         template = ChatTemplate.load(settings.chat_template, model.chat_template, _token_texts(model))
         if model.chat_template is None and settings.chat_template is None:
             log.warning("%s has no chat template; using chatml. LLM_CHAT_TEMPLATE chooses another", path.name)
+        prefixes = warm_tokens(prompts, template, model, window=window, n_cells=backend.n_ctx)
         step_times = backend.warm_up()
+        _check_prefixes_come_back(prefixes, backend.cell_bytes, settings)
         engine = Engine(
             backend,
             max_running=settings.parallel,
@@ -96,7 +104,7 @@ def load_model(weights: Weights, settings: Settings, on_death: Callable[[], None
             target_gap_s=_target_gap_s(settings, on_gpu=layers != 0),
             prefill_chunk=settings.prefill_chunk,
             answer_reserve=max(settings.n_predict, 1),
-            host=HostCache(settings.host_cache_mb * 2**20) if settings.host_cache_mb else None,
+            host=_host_cache(settings, model, backend),
             park_after=PARK_AFTER if layers == 0 else None,
             drafter=drafter,
             side_job=embedder,
@@ -125,6 +133,7 @@ def load_model(weights: Weights, settings: Settings, on_death: Callable[[], None
         grammars=grammars,
         embeddings=embedder,
         embedding_model=_served_embedder(embedder, served),
+        warm_prefixes=prefixes,
         close=close,
     )
 
@@ -159,14 +168,55 @@ def _window(settings: Settings, model: LlamaModel) -> int:
     return window
 
 
-def _context_params(settings: Settings, threads: int) -> ContextParams:
+def _host_cache(settings: Settings, model: LlamaModel, backend: LlamaBackend) -> HostCache | None:
+    """Return the tiers below the KV cells.
+
+    Raises:
+        StartupError: the folder of the disk tier cannot be used.
+    """
+    if model.is_recurrent and (settings.disk_cache_dir is not None or settings.warm_prefixes is not None):
+        raise StartupError(
+            f"{model.path.name} ({model.architecture}) has a state that cannot be cut at a prefix; "
+            "unset LLM_DISK_CACHE_DIR and LLM_WARM_PREFIXES"
+        )
+    if not settings.host_cache_mb:
+        return None
+    disk = None
+    if settings.disk_cache_dir is not None:
+        folder = settings.disk_cache_dir.expanduser()
+        disk = DiskCache.open(folder, backend.state_key(), settings.disk_cache_mb * 2**20)
+    return HostCache(settings.host_cache_mb * 2**20, disk)
+
+
+def _check_prefixes_come_back(prefixes: SequenceOf[Tokens], cell_bytes: int, settings: Settings) -> None:
+    """Warn of what the disk tier cannot bring back, because it comes through the host's memory."""
+    largest = max(map(len, prefixes), default=0) * cell_bytes
+    if settings.disk_cache_dir is not None and largest > settings.host_cache_mb * 2**20:
+        log.warning(
+            "the largest warm prefix has %.0f MiB, more than LLM_HOST_CACHE_MB (%d): it is computed at each start",
+            largest / 2**20, settings.host_cache_mb,
+        )  # fmt: skip
+
+
+def _context_params(settings: Settings, threads: int, n_pinned: int) -> ContextParams:
+    """Return the sizes of the context; each pinned prefix keeps a slot.
+
+    Raises:
+        StartupError: there are not slots enough.
+    """
+    n_slots = settings.parallel + SPARE_SLOTS + n_pinned
+    if n_slots > MAX_SLOTS:
+        raise StartupError(
+            f"{n_pinned} warm prefixes are too many: beside {settings.parallel} running sequences there are slots "
+            f"for {MAX_SLOTS - SPARE_SLOTS - settings.parallel}"
+        )
     batch = min(settings.batch_size, settings.ctx)
     return ContextParams(
         n_ctx=settings.ctx,
         n_batch=max(batch, settings.parallel),
         n_ubatch=settings.ubatch_size,
         n_running=settings.parallel,
-        n_slots=settings.parallel + SPARE_SLOTS,
+        n_slots=n_slots,
         n_threads=threads,
         n_threads_batch=settings.threads_batch,
         kv_type=settings.kv_type,
@@ -192,7 +242,7 @@ def _warn_unless_locked(model: LlamaModel) -> None:
 
 
 def _drafter(
-    model: LlamaModel, path: Path | None, settings: Settings, threads: int, layers: int, window: int
+    model: LlamaModel, path: Path | None, settings: Settings, params: ContextParams, layers: int, window: int
 ) -> LlamaDrafter | None:
     if path is None:
         return None
@@ -201,7 +251,7 @@ def _drafter(
         check_same_vocabulary(model, draft)
         if draft.is_recurrent or model.is_recurrent:
             raise StartupError(f"LLM_DRAFT_MODEL: {path.name} cannot draft here: a recurrent state cannot be cut back")
-        return LlamaDrafter(draft, _context_params(settings, threads), window)
+        return LlamaDrafter(draft, params, window)
     except BaseException:
         draft.close()
         raise

@@ -54,6 +54,11 @@ class Backend(Protocol):
     output_cost: float
     can_share: bool
 
+    @property
+    def cell_bytes(self) -> int:
+        """Bytes of one cell's KV, as `save` writes it."""
+        ...
+
     def decode(self, batch: Rows) -> None:
         """Compute all rows of the batch.
 

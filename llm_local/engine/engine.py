@@ -20,10 +20,13 @@ from llm_local.engine.admission import Admission
 from llm_local.engine.backend import Backend, NoRoom, Sampler, SideJob
 from llm_local.engine.batch import Batch, Part
 from llm_local.engine.constraint import Constraint, ConstraintFailed
+from llm_local.engine.disk_worker import Report
 from llm_local.engine.drafts import Drafter
 from llm_local.engine.host_cache import HostCache
 from llm_local.engine.logprobs import prompt_logprobs
 from llm_local.engine.pace import Pace
+from llm_local.engine.prefix_cache import TierBytes
+from llm_local.engine.radix_tree import Tokens
 from llm_local.engine.scheduler import Scheduler
 from llm_local.engine.sequence import Sequence
 from llm_local.engine.stats import EngineStats, StatsLog
@@ -38,6 +41,12 @@ log = logging.getLogger(__name__)
 
 JOIN_TIMEOUT_S = 30.0
 
+WAIT_FOR_DISK_S = 0.02
+"""How long the thread sleeps at a time when all that it has to do waits for the disk."""
+
+PROMPT_ROWS = 32
+"""Rows from which on a batch tells how fast prompts are computed."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Submit:
@@ -47,6 +56,16 @@ class _Submit:
 @dataclass(frozen=True, slots=True)
 class _Cancel:
     stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
+class _Pin:
+    prefixes: list[Tokens]
+
+
+@dataclass(frozen=True, slots=True)
+class _FromDisk:
+    report: Report
 
 
 class _Stop:
@@ -117,8 +136,10 @@ class Engine:
         self._drafter = drafter
         self._side_job = side_job
         self._on_death = on_death
-        self._inbox: queue.SimpleQueue[_Submit | _Cancel | _Stop | _Wake] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Submit | _Cancel | _Pin | _FromDisk | _Stop | _Wake] = queue.SimpleQueue()
         self._outbox: list[tuple[Receiver, object]] = []
+        if host is not None:
+            host.connect(lambda report: self._inbox.put(_FromDisk(report)), self._scheduler.cache.pins)
         self._streams: set[Stream] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -205,9 +226,17 @@ class Engine:
         """Most sequences that may run or wait."""
         return self._admission.capacity
 
+    def kv_bytes(self) -> TierBytes:
+        """Return what each tier of the KV holds now (numbers that the engine thread keeps; any thread)."""
+        return self._scheduler.cache.kv_bytes()
+
     def wake(self) -> None:
         """Let an idle engine thread look at its side job."""
         self._inbox.put(_Wake())
+
+    def pin(self, prefixes: list[Tokens]) -> None:
+        """Let these prefixes be evicted last, once they were computed."""
+        self._inbox.put(_Pin(prefixes))
 
     def drain(self) -> None:
         """Refuse new requests from now on; what runs goes on."""
@@ -283,13 +312,15 @@ class Engine:
         return True
 
     def _drain_inbox(self) -> bool:
-        idle = not (self._scheduler.running or self._scheduler.waiting or (self._side_job and self._side_job.pending))
-        block = idle and self._inbox.empty()
+        idle = not (self._scheduler.running or (self._side_job and self._side_job.pending))
+        # Sequences that wait while none runs wait for the disk.
+        timeout = WAIT_FOR_DISK_S if self._scheduler.waiting else None
+        block = idle and self._inbox.empty() and (timeout is None or self._scheduler.waits_for_disk)
         if block:
             self._flush()
         while True:
             try:
-                message = self._inbox.get(block=block)
+                message = self._inbox.get(block, timeout)
             except queue.Empty:
                 return True
             block = False
@@ -299,6 +330,11 @@ class Engine:
                         self._add(sequence)
                 case _Cancel(stream):
                     self._cancel(stream)
+                case _Pin(prefixes):
+                    for prefix in prefixes:
+                        self._scheduler.cache.pin(prefix)
+                case _FromDisk(report):
+                    self._scheduler.cache.take(report)
                 case _Stop():
                     return False
 
@@ -346,6 +382,9 @@ class Engine:
         self._scheduler.computed(batch)
         for part in batch.parts:
             self._advance(part)
+        if batch.n_rows >= PROMPT_ROWS:
+            # Sampling is in it, as a GPU may be at work until then.
+            self._scheduler.cache.rates.computed.add(batch.n_rows, time.perf_counter() - began)
 
     def _no_room(self) -> None:
         """The native cache is fuller than the accounting says: drop what is idle, then fail the youngest."""
@@ -415,9 +454,12 @@ class Engine:
         if self._side_job is not None:
             self._side_job.close(self.unavailable or Draining("The server is shutting down."))
         self._flush()
-        if self._drafter is not None:
-            self._drafter.close()
-        self._backend.close()
+        try:
+            self._scheduler.cache.close(keep=not isinstance(self.unavailable, EngineDead))
+        finally:
+            if self._drafter is not None:
+                self._drafter.close()
+            self._backend.close()
 
 
 def _close_all(things: SequenceOf[Sampler | Constraint]) -> None:

@@ -1,18 +1,21 @@
 """KV of idle sequences in ordinary memory, from where it comes back faster than it is computed. Engine thread.
 
 On a CPU every resident cell costs time in every step, masked or not (Qwen2.5-0.5B: 5 % for 1,000 cells), so what is
-not in use moves here; on a GPU only what has to make room for others does.
+not in use moves here; on a GPU only what has to make room for others does. What has to go from here goes on to the
+disk, where there is one, and comes back through here.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-Tokens = npt.NDArray[np.int32]
+from llm_local.engine.disk_cache import MAX_UNWRITTEN_BYTES, DiskCache
+from llm_local.engine.disk_worker import Report
+from llm_local.engine.pins import Pins
+from llm_local.engine.radix_tree import RadixTree, Tokens
+from llm_local.engine.rates import Rates
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,64 +27,116 @@ class Parked:
 
 
 class HostCache:
-    """Parked sequences, the least recently used dropped first.
+    """Parked sequences, the least recently used dropped first, pinned ones last.
 
     Args:
         max_bytes: most bytes of all together.
+        disk: where they go when they are dropped.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, disk: DiskCache | None = None) -> None:
         self.max_bytes = max_bytes
         self.n_bytes = 0
-        self._parked: OrderedDict[int, Parked] = OrderedDict()
+        self.disk = disk
+        self._pins = Pins()
+        self._tree: RadixTree[Parked] = RadixTree()
+        self._parked: OrderedDict[Parked, None] = OrderedDict()
 
     def __len__(self) -> int:
         """Return how many sequences are parked."""
         return len(self._parked)
 
+    def connect(self, report: Callable[[Report], None], pins: Pins) -> None:
+        """Say how the disk's reports come to the engine thread, and what is to be kept."""
+        self._pins = pins
+        if self.disk is not None:
+            self.disk.connect(report, pins)
+
     def put(self, tokens: Tokens, data: bytearray) -> None:
         """Take a sequence in; those whose tokens it begins with are superseded."""
-        if len(data) > self.max_bytes:
+        if len(data) > self.max_bytes or self.refresh(tokens):
             return
-        for key, other in list(self._parked.items()):
-            common = common_prefix(other.tokens, tokens)
-            if common == len(other.tokens):
-                self._drop(key)
-            elif common == len(tokens):
-                self._parked.move_to_end(key)
-                return
+        for node in self._tree.walk(tokens).passed:
+            for shorter in list(node.ends):
+                if shorter.tokens not in self._pins:
+                    self.remove(shorter)
         parked = Parked(tokens.copy(), data)
-        self._parked[id(parked)] = parked
+        self._parked[parked] = None
+        self._tree.insert(parked, parked.tokens)
         self.n_bytes += len(data)
         while self.n_bytes > self.max_bytes:
-            self._drop(next(iter(self._parked)))
+            self._drop_oldest(but=parked)
+
+    def refresh(self, tokens: Tokens) -> bool:
+        """Note that these tokens were used; False when no sequence that is parked has all of them."""
+        walk = self._tree.walk(tokens)
+        parked = walk.holder()
+        if parked is None or walk.length < len(tokens):
+            return False
+        self._parked.move_to_end(parked)
+        return True
 
     def match(self, tokens: Tokens) -> tuple[Parked | None, int]:
-        """Return the sequence with the longest common prefix, and its length."""
-        best, length = None, 0
-        for parked in self._parked.values():
-            common = common_prefix(parked.tokens, tokens)
-            if common > length:
-                best, length = parked, common
+        """Return a sequence with the longest common prefix, and its length."""
+        walk = self._tree.walk(tokens)
+        best = walk.holder()
         if best is not None:
-            self._parked.move_to_end(id(best))
-        return best, length
+            self._parked.move_to_end(best)
+        return best, walk.length
 
     def remove(self, parked: Parked) -> None:
         """Drop a sequence, if it is still there."""
-        self._drop(id(parked))
-
-    def _drop(self, key: int) -> None:
-        parked = self._parked.pop(key, None)
-        if parked is not None:
+        if parked in self._parked:
+            del self._parked[parked]
+            self._tree.remove(parked)
             self.n_bytes -= len(parked.data)
 
+    def reject(self, parked: Parked) -> None:
+        """Drop a sequence that could not be loaded, from the disk, too."""
+        self.remove(parked)
+        if self.disk is not None:
+            self.disk.discard(parked.tokens)
 
-def common_prefix(a: Tokens, b: Tokens) -> int:
-    """Return how many leading tokens are the same."""
-    n = min(len(a), len(b))
-    if n == 0 or a[0] != b[0]:
-        return 0
-    different = a[:n] != b[:n]
-    first = int(different.argmax())
-    return first if different[first] else n
+    @property
+    def has_files(self) -> bool:
+        """Whether anything could be fetched."""
+        return self.disk is not None and len(self.disk) > 0
+
+    def fetch(self, tokens: Tokens, have: int, rates: Rates) -> bool:
+        """Ask the disk for a prefix that is longer than the `have` tokens that are resident; True while it comes."""
+        assert self.disk is not None
+        return self.disk.fetch(tokens, max(have, self._tree.walk(tokens).length), rates, self.max_bytes)
+
+    def take(self, report: Report, rates: Rates) -> None:
+        """Take in what the disk did."""
+        assert self.disk is not None
+        arrived = self.disk.take(report, rates)
+        if arrived is not None:
+            self.put(*arrived)
+
+    def wants_stored(self, tokens: Tokens) -> bool:
+        """Whether there is a disk on which these tokens are not, and should be."""
+        return self.disk is not None and self.disk.wants(tokens)
+
+    def store(self, tokens: Tokens, data: bytearray, *, wait: bool = False) -> None:
+        """Write a sequence to the disk; with `wait`, when not too many bytes wait for that."""
+        if self.disk is not None:
+            if wait:
+                self.disk.flush(MAX_UNWRITTEN_BYTES // 2)
+            self.disk.store(tokens, data)
+
+    def close(self, *, keep: bool) -> None:
+        """Write what is parked to the disk, if it is to be kept, and end the disk's worker."""
+        if self.disk is None:
+            return
+        for parked in self._parked if keep else ():
+            self.store(parked.tokens, parked.data, wait=True)
+        self.disk.close()
+
+    def _drop_oldest(self, but: Parked) -> None:
+        """Drop the one that is to go first, which is never the one that just came."""
+        unpinned = (one for one in self._parked if one is not but and one.tokens not in self._pins)
+        parked = next(unpinned, None) or next(one for one in self._parked if one is not but)
+        self.remove(parked)
+        if self.disk is not None:
+            self.disk.store(parked.tokens, parked.data)

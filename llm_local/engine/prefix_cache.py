@@ -13,51 +13,33 @@ cache full within what it reserved.
 
 from __future__ import annotations
 
-from typing import Protocol
+import time
+from dataclasses import dataclass
 
 import numpy as np
 
-from llm_local.engine.host_cache import HostCache, Tokens, common_prefix
+from llm_local.engine.disk_worker import Report
+from llm_local.engine.host_cache import HostCache
+from llm_local.engine.pins import Pins
+from llm_local.engine.radix_tree import Tokens
+from llm_local.engine.rates import Rates
+from llm_local.engine.slots import Memory, Slot, SlotIndex
 
 WORTH_PARKING = 32
-"""Tokens that a sequence must have to itself, or that a parked one must save, to be moved at all."""
+"""Tokens that a sequence must have to itself, or that a parked one must save, to be moved at all; beyond that it is
+decided by the measured rates (`rates.py`)."""
 
 LOOK_EVERY = 4
 """Steps between looks for idle sequences to move out, which are not free."""
 
 
-class Memory(Protocol):
-    """What the cache needs of the backend."""
+@dataclass(frozen=True, slots=True)
+class TierBytes:
+    """Bytes of KV that each tier holds now: cells in use, the host's memory, files."""
 
-    def trim(self, slot: int, length: int) -> None:
-        """Forget what the slot holds from `length` on."""
-        ...
-
-    def share(self, source: int, target: int, length: int) -> None:
-        """Let `target` own the first `length` cells of `source`, too."""
-        ...
-
-    def save(self, slot: int) -> bytearray:
-        """Return what the slot holds; empty when that is not possible."""
-        ...
-
-    def load(self, slot: int, data: bytearray) -> bool:
-        """Fill an empty slot with what was saved; False, and the slot's contents unknown, when it does not fit."""
-        ...
-
-
-class Slot:
-    """One native sequence: `tokens[:length]` are resident in `cells[:length]`."""
-
-    def __init__(self, number: int, window: int) -> None:
-        self.id = number
-        self.tokens: Tokens = np.zeros(window, np.int32)
-        self.cells: Tokens = np.zeros(window, np.int32)
-        self.length = 0
-        self.reserved = 0
-        self.busy = False
-        self.used_at = 0
-        self.idle_since = 0
+    resident: int
+    host: int
+    disk: int
 
 
 class PrefixCache:
@@ -86,6 +68,9 @@ class PrefixCache:
         self._step = 0
         self.n_parked = 0
         self.n_restored = 0
+        self.rates = Rates()
+        self.pins = Pins()
+        self._index = SlotIndex()
         self._memory = memory
         self.slots = [Slot(number, window) for number in range(n_slots)]
         self.n_cells = n_cells
@@ -96,13 +81,31 @@ class PrefixCache:
 
     def match(self, tokens: Tokens) -> tuple[Slot | None, int]:
         """Return the slot with the longest common prefix, and its length; idle slots win ties."""
-        best: Slot | None = None
-        length = 0
-        for slot in self.slots:
-            common = common_prefix(slot.tokens[: slot.length], tokens)
-            if common > length or (common == length > 0 and best is not None and best.busy and not slot.busy):
-                best, length = slot, common
-        return best, length
+        return self._index.match(tokens)
+
+    def kv_bytes(self) -> TierBytes:
+        """Return what each tier holds."""
+        host, disk = self._host, self._host.disk if self._host is not None else None
+        return TierBytes(
+            resident=(self.n_cells - self.n_free) * self._memory.cell_bytes,
+            host=host.n_bytes if host is not None else 0,
+            disk=disk.n_bytes if disk is not None else 0,
+        )
+
+    def pin(self, tokens: Tokens) -> None:
+        """Let a prefix be evicted last, from now on and wherever it is; it is kept on the disk, too."""
+        self.pins.add(tokens)
+
+    def fetching(self, tokens: Tokens) -> bool:
+        """Whether a prefix of these tokens is being read from the disk, which is worth waiting for."""
+        if self._host is None or not self._host.has_files:
+            return False
+        return self._host.fetch(tokens, self.match(tokens)[1], self.rates)
+
+    def take(self, report: Report) -> None:
+        """Take in what the disk did."""
+        assert self._host is not None
+        self._host.take(report, self.rates)
 
     def acquire(self, tokens: Tokens, shareable: int, reserve: int) -> tuple[Slot, int] | None:
         """Take an idle slot for a sequence and fill it with the longest prefix that is resident anywhere.
@@ -126,16 +129,21 @@ class PrefixCache:
             self._evict(target)
             if source is not None:
                 self._share(source, target, common)
-        self.trim(target, common)
-        target.busy, target.reserved = True, reserve
+        self._occupy(target, common, reserve)
         return target, common
+
+    def _occupy(self, target: Slot, common: int, reserve: int) -> None:
+        self.trim(target, common)
+        self._index.update(target)
+        target.busy, target.reserved, target.pin = True, reserve, 0
 
     def _restore(self, tokens: Tokens, reserve: int) -> tuple[Slot, int] | None:
         """Bring a parked sequence back if it has a longer prefix than any that is resident."""
         if self._host is None or not len(self._host):
             return None
         parked, common = self._host.match(tokens)
-        if parked is None or common < self.match(tokens)[1] + WORTH_PARKING:
+        saves = common - self.match(tokens)[1]
+        if parked is None or saves < WORTH_PARKING or not self.rates.loading_pays(saves, len(parked.data)):
             return None
         n = len(parked.tokens)
         if self._committed(None, 0) + max(reserve, n) > self.n_cells:
@@ -143,15 +151,16 @@ class PrefixCache:
         target = self._target(None, 0)
         self._evict(target)
         self.make_room(n)
-        loaded = self._memory.load(target.id, parked.data)
-        if common == n or not loaded:
-            self._host.remove(parked)
-        if not loaded:
+        began = time.perf_counter()
+        if not self._memory.load(target.id, parked.data):
+            self._host.reject(parked)
             self.drop(target)
             return None
+        self.rates.loaded.add(len(parked.data), time.perf_counter() - began)
+        if common == n and parked.tokens not in self.pins:
+            self._host.remove(parked)
         self.extend(target, parked.tokens)
-        self.trim(target, common)
-        target.busy, target.reserved = True, reserve
+        self._occupy(target, common, reserve)
         self.n_restored += 1
         return target, common
 
@@ -161,22 +170,31 @@ class PrefixCache:
         if self._park_after is None or self._host is None or self._step % LOOK_EVERY:
             return
         for slot in self.slots:
-            if not slot.busy and slot.length and self._step - slot.idle_since >= self._park_after and self._own(slot):
+            idle = not slot.busy and slot.length and self._step - slot.idle_since >= self._park_after
+            if idle and not slot.is_pin and self._worth_parking(slot):
                 self._evict(slot)
                 return
 
-    def _own(self, slot: Slot) -> bool:
+    def _worth_parking(self, slot: Slot) -> bool:
         """Whether the slot has cells of its own, enough to be worth moving: what several share, stays."""
-        return int((self._refs[slot.cells[: slot.length]] == 1).sum()) >= WORTH_PARKING
+        own = int((self._refs[slot.cells[: slot.length]] == 1).sum())
+        return own >= WORTH_PARKING and self.rates.parking_pays(own, slot.length * self._memory.cell_bytes)
 
     def _evict(self, slot: Slot) -> None:
         """Empty a slot; what is worth it goes to the host's memory."""
-        if self._host is not None and slot.length and self._own(slot):
-            data = self._memory.save(slot.id)
-            if data:
-                self._host.put(slot.tokens[: slot.length], data)
+        if self._host is not None and slot.length and self._worth_parking(slot):
+            tokens = slot.tokens[: slot.length]
+            if not self._host.refresh(tokens) and (data := self._save(slot)):
+                self._host.put(tokens, data)
                 self.n_parked += 1
         self.trim(slot, 0)
+
+    def _save(self, slot: Slot) -> bytearray:
+        began = time.perf_counter()
+        data = self._memory.save(slot.id)
+        if data:
+            self.rates.saved.add(len(data), time.perf_counter() - began)
+        return data
 
     def grow(self, slot: Slot, reserve: int) -> bool:
         """Promise the slot more positions; False when that needs cells that others were promised."""
@@ -201,7 +219,7 @@ class PrefixCache:
             idle = [slot for slot in self.slots if not slot.busy and slot.length]
             if not idle:
                 raise RuntimeError(f"the KV accounting is wrong: {n} cells promised, {self.n_free} free, none idle")
-            self._evict(min(idle, key=lambda slot: slot.used_at))
+            self._evict(min(idle, key=lambda slot: (slot.is_pin, slot.used_at)))
 
     def evict_idle(self) -> bool:
         """Evict all idle slots; False when none holds anything."""
@@ -214,6 +232,40 @@ class PrefixCache:
         """Let the slot go; what it holds stays resident until the cells are needed."""
         self._clock += 1
         slot.busy, slot.reserved, slot.used_at, slot.idle_since = False, 0, self._clock, self._step
+        if slot.length:
+            self._index.update(slot)
+        else:
+            self._index.trim(slot, 0)
+        slot.pin = self.pins.longest(slot.tokens[: slot.length])
+        if slot.pin:
+            self._keep_pin(slot)
+
+    def _keep_pin(self, slot: Slot) -> None:
+        """See to it that the pinned prefix of an idle slot has a slot of its own; a new one is written to the disk."""
+        prefix = slot.tokens[: slot.pin]
+        others = [other for other in self.slots if not other.busy and other is not slot and not other.is_pin]
+        if slot.is_pin:
+            target = slot
+        elif not others or any(other.is_pin for other in self._index.ends_at(prefix)):
+            return
+        else:
+            target = min(others, key=lambda other: (other.length > 0, other.used_at))
+            self._evict(target)
+            self._share(slot, target, slot.pin)
+            self._index.update(target)
+            target.pin, target.used_at, target.idle_since = slot.pin, self._clock, self._step
+        if self._host is not None and self._host.wants_stored(prefix) and (data := self._save(target)):
+            self._host.store(prefix, data)
+
+    def close(self, *, keep: bool) -> None:
+        """Write what is worth it to the disk, if the native contents are to be trusted, and stop using it."""
+        if self._host is None:
+            return
+        for slot in self.slots if keep else ():
+            tokens = slot.tokens[: slot.length]
+            if self._host.wants_stored(tokens) and (data := self._save(slot)):
+                self._host.store(tokens, data, wait=True)
+        self._host.close(keep=keep)
 
     def trim(self, slot: Slot, length: int) -> None:
         """Forget what the slot holds from `length` on."""
@@ -225,6 +277,7 @@ class PrefixCache:
         self._free[self.n_free : self.n_free + len(freed)] = freed
         self.n_free += len(freed)
         slot.length = length
+        self._index.trim(slot, length)
         self._memory.trim(slot.id, length)
 
     def drop(self, slot: Slot) -> None:
@@ -242,12 +295,13 @@ class PrefixCache:
     def _target(self, source: Slot | None, common: int) -> Slot:
         """Choose the slot to write to: an idle one that is continued whole, else the least recently used.
 
-        Sharing into another slot costs nothing and keeps the rest of the source for whoever comes back to it.
+        Sharing into another slot costs nothing and keeps the rest of the source for whoever comes back to it. A
+        pinned prefix keeps its slot.
         """
-        if source is not None and not source.busy and source.length == common:
+        if source is not None and not source.busy and source.length == common and not source.is_pin:
             return source
         idle = (slot for slot in self.slots if not slot.busy)
-        return min(idle, key=lambda slot: (slot.length > 0, slot.used_at))
+        return min(idle, key=lambda slot: (slot.length > 0, slot.is_pin, slot.used_at))
 
     def _committed(self, source: Slot | None, common: int) -> int:
         """Cells that cannot be had: owned by busy slots (or by the prefix to share) or promised to them."""

@@ -13,9 +13,10 @@ from bisect import insort
 from llm_local.engine.backend import Backend
 from llm_local.engine.batch import Batch
 from llm_local.engine.drafts import Drafter, Drafts
-from llm_local.engine.host_cache import HostCache, common_prefix
+from llm_local.engine.host_cache import HostCache
 from llm_local.engine.pace import MOST_GUESSED, Pace
 from llm_local.engine.prefix_cache import PrefixCache
+from llm_local.engine.radix_tree import common_prefix
 from llm_local.engine.sequence import NO_SLOT, Sequence
 
 WAIT_FOR_PREFIX = 32
@@ -64,6 +65,7 @@ class Scheduler:
         self.n_preempted = 0
         self.n_outpaced = 0
         self.drafts: Drafts | None = None if drafter is None else Drafts(drafter, pace)
+        self.waits_for_disk = False
         self._batch = Batch(backend.n_batch)
         self._max_running = max_running
         self._pace = pace
@@ -89,6 +91,8 @@ class Scheduler:
         self._batch.clear()
         self.cache.next_step()
         self._admit()
+        # With nothing running, everybody else could start.
+        self.waits_for_disk = bool(self.waiting) and not self.running
         self._grow()
         self._add_decodes()
         self._add_prompts()
@@ -144,7 +148,7 @@ class Scheduler:
             # Behind one that cannot start only those go on that another makes way for.
             if blocked and sequence.request.priority >= self._least_urgent():
                 continue
-            if self._waits_for_prefix(sequence):
+            if self._waits_for_prefix(sequence) or self._waits_for_disk(sequence):
                 continue
             if (not blocked and self._start(sequence)) or self._start_urgent(sequence):
                 self.waiting.remove(sequence)
@@ -201,9 +205,14 @@ class Scheduler:
         sequence.held_by = self._upcoming_prefix(sequence)
         return sequence.held_by is not None
 
+    def _waits_for_disk(self, sequence: Sequence) -> bool:
+        """Whether a prefix is on its way from the disk; others go on meanwhile."""
+        return self._can_share and self.cache.fetching(sequence.tokens[: sequence.shareable])
+
     def _upcoming_prefix(self, sequence: Sequence) -> tuple[Sequence, int] | None:
         wanted = sequence.tokens[: sequence.shareable]
-        candidates = [(common_prefix(other.tokens[: other.length], wanted), other) for other in self.running]
+        reading = [other for other in self.running if other.pending > 1]
+        candidates = [(common_prefix(other.tokens[: other.length], wanted), other) for other in reading]
         candidates = [(common, other) for common, other in candidates if other.computed < common]
         if not candidates:
             return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,7 @@ from llm_local.engine.batch import Rows
 from llm_local.engine.types import SamplingParams, Token
 from llm_local.errors import DecodeFailed, StartupError
 from llm_local.llama.candidates import Candidates
+from llm_local.llama.fingerprint import fingerprint
 from llm_local.llama.logs import native_log
 from llm_local.llama.model import LlamaModel
 from llm_local.llama.sampler import LlamaSampler, row_logits
@@ -26,6 +29,11 @@ MAX_SLOTS = 256
 
 WARM_UP_S = 1.0
 """Time in which step times are measured at the start."""
+STATE_PARAMS = (
+    "type_k", "type_v", "flash_attn_type", "rope_scaling_type", "rope_freq_base", "rope_freq_scale", "yarn_ext_factor",
+    "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_orig_ctx", "swa_full", "kv_unified",
+)  # fmt: skip
+"""Context parameters that change the KV of the same tokens, or its layout (V is transposed without flash attention)."""
 
 PROMPT_OUTPUTS = 32
 """Rows with logits that a batch may have beside one per running sequence (log probabilities of a prompt)."""
@@ -147,6 +155,8 @@ class LlamaBackend:
         head = model.n_vocab * model.n_embd
         self.output_cost = head / max(model.n_params - head, head)
         self.can_share = not model.is_recurrent
+        self.cell_bytes = 0
+        self._params = native
         self._end_tokens = model.end_tokens
         self._candidates = Candidates(model.n_vocab)
 
@@ -203,6 +213,16 @@ class LlamaBackend:
         buffer = (ctypes.c_uint8 * len(data)).from_buffer(data)
         return bool(llama_cpp.llama_state_seq_set_data(self._context, buffer, len(data), slot) > 0)
 
+    def state_key(self) -> str:
+        """Return what must be the same, as JSON, for bytes of `save` to be loaded: weights, context, llama.cpp.
+
+        The number of cells is not in it: bytes of one sequence fit any that has room.
+        """
+        same = {name: getattr(self._params, name) for name in STATE_PARAMS}
+        weights = {"architecture": self._model.architecture, "sha256_of_parts": fingerprint(self._model.path)}
+        build = {"llama_cpp": llama_cpp.__version__, "byteorder": sys.byteorder}
+        return json.dumps({**weights, **build, **same}, sort_keys=True)
+
     def new_sampler(self, params: SamplingParams, prompt: tuple[Token, ...]) -> LlamaSampler:
         """Build a sampler chain over this context's logits."""
         return LlamaSampler(self._model, self._context, self._candidates, params, prompt, self.n_ctx)
@@ -221,23 +241,31 @@ class LlamaBackend:
         return token in self._end_tokens
 
     def warm_up(self, budget_s: float = WARM_UP_S) -> list[tuple[float, float]]:
-        """Compute some rows and forget them: the weights get into memory, and it is known how long steps take.
+        """Compute some rows and forget them: the weights get into memory, and steps and cells are measured.
+
+        (The first cell of a sequence has the headers of its layers beside it.)
 
         Returns:
             Work (see `engine.step_time`) and seconds of each decode, of rising size, within about `budget_s`.
         """
-        self._time_rows(1)
+        sizes = []
+        for n_rows in (1, 2):
+            self._decode_rows(n_rows)
+            sizes.append(int(llama_cpp.llama_state_seq_get_size(self._context, 0)))
+            llama_cpp.llama_memory_clear(self._memory, True)
+        self.cell_bytes = sizes[1] - sizes[0]
         times: list[tuple[float, float]] = []
         n_rows, began = 1, time.perf_counter()
         while n_rows <= min(self.n_batch, self.n_ctx):
-            times.append((n_rows * (1 + self.output_cost), self._time_rows(n_rows)))
+            times.append((n_rows * (1 + self.output_cost), self._decode_rows(n_rows)))
+            llama_cpp.llama_memory_clear(self._memory, True)
             n_rows *= 2
             # The next one takes up to twice as long.
             if n_rows > self.n_outputs or time.perf_counter() - began + 2 * times[-1][1] > budget_s:
                 break
         return times
 
-    def _time_rows(self, n: int) -> float:
+    def _decode_rows(self, n: int) -> float:
         """Return the seconds that `n` rows with logits take, of a sequence of their own."""
         batch = self._batch
         batch.native.n_tokens = n
@@ -247,9 +275,7 @@ class LlamaBackend:
         began = time.perf_counter()
         llama_cpp.llama_decode(self._context, batch.native)
         llama_cpp.llama_synchronize(self._context)
-        took = time.perf_counter() - began
-        llama_cpp.llama_memory_clear(self._memory, True)
-        return took
+        return time.perf_counter() - began
 
     def close(self) -> None:
         """Free the context. The model is freed by its owner."""

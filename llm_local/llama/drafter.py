@@ -14,7 +14,7 @@ import numpy as np
 
 from llm_local.engine.backend import NoRoom
 from llm_local.engine.batch import Rows
-from llm_local.engine.host_cache import Tokens, common_prefix
+from llm_local.engine.radix_tree import Tokens, common_prefix
 from llm_local.engine.sequence import Sequence
 from llm_local.engine.step_time import StepTime
 from llm_local.engine.types import Token

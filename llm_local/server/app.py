@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi_offline import FastAPIOffline
@@ -18,14 +18,15 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from llm_local import __version__
-from llm_local.errors import LLMLocalError
+from llm_local.engine.warm import warm
+from llm_local.errors import Draining, LLMLocalError
 from llm_local.server import errors, info
 from llm_local.server.chat import apply_template, chat_completions
 from llm_local.server.completions import completions
 from llm_local.server.embeddings import embeddings
 from llm_local.server.metrics import metrics
 from llm_local.server.middleware import ApiKeys, RequestIds
-from llm_local.server.runtime import Runtime
+from llm_local.server.runtime import Loaded, Runtime
 from llm_local.server.schema import (
     ApplyTemplateRequest,
     ChatRequest,
@@ -37,6 +38,8 @@ from llm_local.server.schema import (
 from llm_local.server.stream import ClientLeft
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -97,6 +100,8 @@ def create_app(runtime: Runtime, on_failure: Callable[[], None] = lambda: None) 
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(_load(runtime, on_failure))
         yield
+        if runtime.warming is not None:
+            await runtime.warming.engine.stop()
         await loading
         if runtime.loaded is not None and await runtime.loaded.engine.stop():
             runtime.loaded.close()
@@ -132,32 +137,50 @@ def create_app(runtime: Runtime, on_failure: Callable[[], None] = lambda: None) 
 
 
 async def _load(runtime: Runtime, on_failure: Callable[[], None]) -> None:
-    """Load the weights on a thread of their own, so that `/health` answers meanwhile."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def work() -> None:
-        began = time.monotonic()
-        try:
-            loaded = runtime.load()
-        except BaseException as error:
-            loop.call_soon_threadsafe(failed, error)
-        else:
-            loop.call_soon_threadsafe(ready, loaded, time.monotonic() - began)
-
-    def ready(loaded: Any, seconds: float) -> None:
-        loaded.engine.start()
-        runtime.loaded = loaded
-        log.info("ready: %s, window %d, loaded in %.1f s", loaded.model.id, loaded.model.context_window, seconds)
-        done.set_result(None)
-
-    def failed(error: BaseException) -> None:
+    """Load the weights and compute the warm prefixes, while `/health` answers."""
+    began = time.monotonic()
+    try:
+        loaded = await _on_thread(runtime.load)
+        await _warm(runtime, loaded)
+    except Draining:
+        return  # Told to stop before anything was served.
+    except BaseException as error:
         runtime.failed = error if isinstance(error, LLMLocalError) else errors.internal(error)
         on_failure()
-        done.set_result(None)
+        return
+    runtime.loaded = loaded
+    seconds = time.monotonic() - began
+    log.info("ready: %s, window %d, loaded in %.1f s", loaded.model.id, loaded.model.context_window, seconds)
 
-    threading.Thread(target=work, name="loader", daemon=True).start()
-    await done
+
+async def _warm(runtime: Runtime, loaded: Loaded) -> None:
+    loaded.engine.start()
+    runtime.warming = loaded
+    try:
+        await warm(loaded.engine, loaded.warm_prefixes)
+    except BaseException:
+        if await loaded.engine.stop():
+            loaded.close()
+        raise
+    finally:
+        runtime.warming = None
+
+
+async def _on_thread(work: Callable[[], T]) -> T:
+    """Run `work` on a thread of its own, which the process need not wait for at its end."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:
+            loop.call_soon_threadsafe(done.set_exception, error)
+        else:
+            loop.call_soon_threadsafe(done.set_result, result)
+
+    threading.Thread(target=run, name="loader", daemon=True).start()
+    return await done
 
 
 def _add(app: FastAPI, path: str, handler: Handler, method: str, extra: dict[str, Any]) -> None:

@@ -58,7 +58,7 @@ async def apply_template(request: Request) -> Response:
     runtime: Runtime = request.app.state.runtime
     body = await read_body(request, ApplyTemplateRequest, runtime.settings.max_body_bytes)
     runtime.generator(body.model)
-    return json_response({"prompt": await runtime.in_worker(render, body, runtime.ready)})
+    return json_response({"prompt": await runtime.in_worker(render, body, runtime.ready.template)})
 
 
 def _answer(envelope: Envelope, body: ChatRequest, choices: list[Choice], plan: ToolPlan | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from fastapi import Request
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.responses import Response
 
+from llm_local.engine.prefix_cache import TierBytes
 from llm_local.engine.types import FinishReason, Usage
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
@@ -32,6 +33,7 @@ class Metrics:
         self._reading = self._seconds("prompt", "From a slot to the first token.")
         self._writing = self._seconds("generation", "From the first token to the last.")
         self._grammar = self._seconds("grammar", "Spent on the grammar of an answer that has one.")
+        self._kv = Gauge("llm_local_kv_bytes", "KV of sequences by where it is.", ["tier"], registry=self.registry)
         self._open = Gauge("llm_local_sequences", "Answers that run or wait.", registry=self.registry)
 
     def _tokens(self, name: str, text: str) -> Counter:
@@ -57,14 +59,17 @@ class Metrics:
             if usage.constraint_ms > 0:
                 self._grammar.observe(usage.constraint_ms / 1e3)
 
-    def text(self, n_open: int) -> bytes:
+    def text(self, n_open: int, kv: TierBytes | None = None) -> bytes:
         """Return all of them in Prometheus' text format."""
         self._open.set(n_open)
+        for tier in ("resident", "host", "disk"):
+            self._kv.labels(tier).set(getattr(kv, tier, 0))
         return generate_latest(self.registry)
 
 
 async def metrics(request: Request) -> Response:
     """Return counters and histograms for Prometheus."""
     runtime = request.app.state.runtime
-    n_open = runtime.loaded.engine.n_open if runtime.loaded is not None else 0
-    return Response(runtime.metrics.text(n_open), headers={"content-type": CONTENT_TYPE_LATEST})
+    engine = runtime.loaded.engine if runtime.loaded is not None else None
+    text = runtime.metrics.text(engine.n_open, engine.kv_bytes()) if engine is not None else runtime.metrics.text(0)
+    return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})

@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 
 from llm_local.chat.dialects import dialect_of
+from llm_local.chat.template import ChatTemplate
 from llm_local.errors import ContextLengthExceeded, RequestError, UnsupportedParameter
 from llm_local.server.generation import check_length
 from llm_local.server.runtime import Loaded
@@ -29,7 +30,7 @@ def prompt_tokens(body: ChatRequest, loaded: Loaded) -> list[int]:
         ContextLengthExceeded: it cannot fit the window.
         RequestError: the template refuses it.
     """
-    text = render(body, loaded)
+    text = render(body, loaded.template)
     check_length(text, loaded.model.vocabulary, loaded.engine.window, "messages")
     return loaded.model.vocabulary.tokenize_prompt(text)
 
@@ -50,12 +51,12 @@ def prediction_tokens(body: ChatRequest, loaded: Loaded) -> list[int]:
     return tokens
 
 
-def render(body: ChatRequest | ApplyTemplateRequest, loaded: Loaded) -> str:
+def render(body: ChatRequest | ApplyTemplateRequest, template: ChatTemplate) -> str:
     """Return the prompt text of a conversation, with its tools where it has some."""
-    dialect = dialect_of(loaded.template.source)
+    dialect = dialect_of(template.source)
     tools = shown_tools(body)
     messages = [_message(message, f"messages.{index}") for index, message in enumerate(body.messages)]
-    return loaded.template.render(
+    return template.render(
         dialect.prepare(messages, tools),
         tools=tools if dialect.in_template else None,
         add_generation_prompt=body.add_generation_prompt,

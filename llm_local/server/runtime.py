@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 from llm_local.chat.template import ChatTemplate
 from llm_local.config import Settings
 from llm_local.engine.engine import Engine
+from llm_local.engine.radix_tree import Tokens
 from llm_local.errors import EngineError, LLMLocalError, Loading, ModelNotFound
 from llm_local.server.metrics import Metrics
 from llm_local.structured.grammars import Grammars
@@ -104,7 +105,11 @@ class ServedModel:
 
 @dataclass(slots=True)
 class Loaded:
-    """What loading the weights gives."""
+    """What loading the weights gives.
+
+    Attributes:
+        warm_prefixes: are computed before the first request.
+    """
 
     model: ServedModel
     engine: Engine
@@ -112,6 +117,7 @@ class Loaded:
     grammars: Grammars
     embeddings: Embeddings | None = None
     embedding_model: ServedModel | None = None
+    warm_prefixes: SequenceOf[Tokens] = ()
     close: Callable[[], None] = lambda: None
 
 
@@ -121,6 +127,7 @@ class Runtime:
 
     Attributes:
         load: loads the weights; called once, on a thread of its own.
+        warming: what is loaded and computes its warm prefixes.
         failed: why loading failed.
         n_embedding: embedding requests that run or wait.
     """
@@ -128,6 +135,7 @@ class Runtime:
     settings: Settings
     load: Callable[[], Loaded]
     loaded: Loaded | None = None
+    warming: Loaded | None = None
     failed: LLMLocalError | None = None
     started_at: float = field(default_factory=time.time)
     n_embedding: int = 0

@@ -7,16 +7,21 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from llm_local.engine import disk_cache, prefix_cache
+from llm_local.engine import engine as engine_module
+from llm_local.engine.disk_cache import DiskCache
 from llm_local.engine.drafts import Drafts
 from llm_local.engine.engine import Engine
 from llm_local.engine.host_cache import HostCache
 from llm_local.engine.pace import Pace
 from llm_local.engine.stream import Stream
 from llm_local.engine.types import Delta, FinishReason, GenerationRequest, SamplingParams
+from llm_local.engine.warm import warm
 from llm_local.errors import DeadlineExceeded, DecodeFailed, Draining, EngineDead, QueueFull
 from tests.fakes import END, FakeBackend, FakeDrafter, expected_tokens
 
@@ -70,34 +75,51 @@ def check_accounting(engine: Engine, backend: FakeBackend) -> None:
     assert cache.n_cells - cache.n_free == backend.n_used
     for slot in cache.slots:
         assert list(slot.tokens[: slot.length]) == backend.tokens[slot.id]
+        assert cache.match(slot.tokens[: slot.length])[1] == slot.length
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_an_answer_is_the_same_alone_batched_chunked_warm_shared_guessed_and_preempted(
-    seed: int, monkeypatch: pytest.MonkeyPatch
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Random traffic with common prefixes, small caches, clients that leave: each answer is what no engine gives."""
+    """Random traffic with common prefixes, small caches, clients that leave: each answer is what no engine gives.
+
+    With a disk tier and pinned prefixes for some seeds, and the second time with what the first one left on the disk.
+    """
     choose = random.Random(seed)
     monkeypatch.setattr(Pace, "worthwhile_guesses", lambda self, expected, *_: choose.randint(0, len(expected)))
     monkeypatch.setattr(Drafts, "_worthwhile", lambda self, n, rows, answers, most: choose.randint(0, max(most, 0)))
+    monkeypatch.setattr(disk_cache, "WORTH_STORING", 20)
+    few = choose.choice([1, 32])
+    monkeypatch.setattr(disk_cache, "WORTH_READING", few)
+    monkeypatch.setattr(disk_cache, "READ_AGAIN_S", 0.01)
+    monkeypatch.setattr(prefix_cache, "WORTH_PARKING", few)
+    if choose.random() < 0.8:
+        # The fake computes faster than any disk reads: unmeasured, reading pays.
+        monkeypatch.setattr(engine_module, "PROMPT_ROWS", 10**9)
+    has_disk = seed % 3 != 0
+    disk_bytes = choose.choice([1500, 100_000])
+    prefixes = [tuple(choose.choices(range(256), k=choose.randint(1, 60))) for _ in range(3)]
 
     async def scenario() -> None:
         backend = FakeBackend(
             n_ctx=choose.choice([140, 200, 400]), n_batch=choose.choice([5, 16, 64]), n_slots=choose.choice([4, 5, 9]),
             n_outputs=16,
         )  # fmt: skip
-        prefixes = [tuple(choose.choices(range(256), k=choose.randint(1, 60))) for _ in range(3)]
+        disk = DiskCache.open(tmp_path, "key", disk_bytes) if has_disk else None
         options = {
             "window": min(128, backend.n_ctx),
             "prefill_chunk": choose.choice([None, 1, 4, 16]),
             "target_gap_s": choose.choice([None, 1e-4, 1e-2]),
             "answer_reserve": choose.choice([1, 4, 200]),
-            "host": choose.choice([None, HostCache(2000), HostCache(100_000)]),
+            "host": choose.choice([HostCache(400, disk), HostCache(2000, disk)] + [None] * (not has_disk)),
             "park_after": choose.choice([None, 1, 20]),
             "drafter": choose.choice([None, FakeDrafter()]),
         }
         backend.fail_load = choose.random() < 0.1
         async with running(backend, **options) as engine:
+            if choose.random() < 0.5:
+                await warm(engine, [array(prefix) for prefix in prefixes if len(prefix) < 40])
 
             async def client(number: int) -> None:
                 prompt = choose.choice(prefixes) + tuple(choose.choices(range(256), k=choose.randint(1, 20)))
@@ -121,6 +143,8 @@ def test_an_answer_is_the_same_alone_batched_chunked_warm_shared_guessed_and_pre
             await settle(engine)
             check_accounting(engine, backend)
             assert engine.n_open == 0
+        if disk is not None:
+            assert disk.n_bytes == sum(file.stat().st_size for file in tmp_path.iterdir()) <= disk_bytes
 
     def nearly(tokens: list[int]) -> tuple[int, ...]:
         """A prediction that is right but for some places, or none at all."""
@@ -128,7 +152,12 @@ def test_an_answer_is_the_same_alone_batched_chunked_warm_shared_guessed_and_pre
             return ()
         return tuple(token for token in tokens if token != END and choose.random() < 0.9)
 
-    asyncio.run(scenario())
+    for _ in range(1 + has_disk):
+        asyncio.run(scenario())
+
+
+def array(tokens: tuple[int, ...]) -> np.ndarray:
+    return np.array(tokens, np.int32)
 
 
 async def settle(engine: Engine) -> None:

@@ -19,9 +19,11 @@ import uvicorn
 from llm_local.chat.template import ChatTemplate, named_template
 from llm_local.config import Settings
 from llm_local.engine.engine import Engine
+from llm_local.engine.host_cache import HostCache
 from llm_local.errors import ContextLengthExceeded
 from llm_local.server.app import create_app
 from llm_local.server.runtime import Loaded, Runtime, ServedModel
+from llm_local.server.warm_prefixes import read_warm_prompts, warm_tokens
 from llm_local.structured.grammars import Grammars
 from tests.fakes import END, N_VOCAB, FakeBackend, fake_grammars
 
@@ -99,6 +101,7 @@ def serving(
     *,
     window: int = 1024,
     max_running: int = 4,
+    host: HostCache | None = None,
     load: Callable[[], Loaded] | None = None,
     wait: bool = True,
     embeddings: Any = None,
@@ -120,15 +123,20 @@ def serving(
             window=window,
             prefill_chunk=32,
             answer_reserve=64,
+            host=host,
         )
-        model = ServedModel("fake", ("alias",), ByteVocabulary(), window, "Q4_K_M", 123, 7, 8, embeds=True)
+        template, vocabulary = ChatTemplate(named_template("chatml")), ByteVocabulary()
+        prompts = read_warm_prompts(chosen.warm_prefixes) if chosen.warm_prefixes is not None else []
+        prefixes = warm_tokens(prompts, template, vocabulary, window=window, n_cells=backend.n_ctx)
+        model = ServedModel("fake", ("alias",), vocabulary, window, "Q4_K_M", 123, 7, 8, embeds=True)
         return Loaded(
             model,
             engine,
-            ChatTemplate(named_template("chatml")),
+            template,
             _grammars(chosen),
             embeddings or FakeEmbeddings(),
             model,
+            prefixes,
         )
 
     runtime = Runtime(chosen, load or load_fake)

@@ -197,7 +197,8 @@ def test_a_full_queue_is_429_with_retry_after() -> None:
         with httpx.Client(base_url=served.url, verify=False) as http:
             body = {"messages": MESSAGES, "max_tokens": 400, "ignore_eos": True, "stream": True}
             with http.stream("POST", CHAT, json=body) as running:
-                next(running.iter_lines())
+                lines = running.iter_lines()  # Kept: a generator that is collected closes the connection.
+                next(lines)
                 answer = http.post(CHAT, json={"messages": MESSAGES})
             assert (answer.status_code, error_of(answer)["code"]) == (429, "queue_full")
             assert 1 <= int(answer.headers["retry-after"]) <= 60

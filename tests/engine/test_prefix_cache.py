@@ -1,0 +1,263 @@
+"""The cache of slots by itself: against a linear matcher, and what is pinned, counted and moved."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from llm_local.engine import prefix_cache
+from llm_local.engine.host_cache import HostCache
+from llm_local.engine.pins import Pins
+from llm_local.engine.prefix_cache import PrefixCache
+from llm_local.engine.radix_tree import common_prefix
+from llm_local.engine.rates import Rate, Rates
+from llm_local.engine.slots import Slot
+from tests.fakes import FakeBackend
+
+
+def array(tokens: list[int] | range) -> np.ndarray:
+    return np.array(tokens, np.int32)
+
+
+def linear_match(cache: PrefixCache, tokens: np.ndarray) -> tuple[set[int], int]:
+    """The slots that may be chosen, and the length: what the tree must find."""
+    common = {slot: common_prefix(slot.tokens[: slot.length], tokens) for slot in cache.slots}
+    longest = max(common.values())
+    best = [slot for slot, length in common.items() if length == longest > 0]
+    idle = [slot for slot in best if not slot.busy]
+    return {slot.id for slot in idle or best}, longest
+
+
+def compute(backend: FakeBackend, cache: PrefixCache, slot: Slot, tokens: np.ndarray) -> None:
+    backend.tokens[slot.id] += tokens.tolist()
+    backend.cells[slot.id] += [object() for _ in tokens]
+    cache.extend(slot, tokens)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_match_is_what_a_comparison_with_every_slot_finds(seed: int) -> None:
+    """Slots are taken, extended a few tokens at a time, trimmed, released and evicted at random."""
+    choose = random.Random(seed)
+    backend = FakeBackend(n_ctx=400, n_slots=6)
+    host = choose.choice([None, HostCache(300)])
+    cache = PrefixCache(backend, 6, 400, 60, host, choose.choice([None, 2]))
+    if choose.random() < 0.5:
+        cache.pin(array([1, 1, 2]))
+        cache.pin(array([1, 1]))
+    seen: list[list[int]] = [[1, 1, 2, 1]]
+    busy: dict[int, int] = {}
+
+    def some_tokens() -> list[int]:
+        begun = choose.choice(seen)
+        return (begun[: choose.randint(0, len(begun))] + choose.choices(range(3), k=choose.randint(1, 15)))[:50]
+
+    for _ in range(600):
+        act = choose.choice(["take", "extend", "extend", "release", "look", "step", "trim"])
+        if act == "take" and len(busy) < 5:
+            tokens = some_tokens()
+            acquired = cache.acquire(array(tokens), len(tokens) - 1, 60)
+            if acquired is not None:
+                slot, common = acquired
+                busy[slot.id] = 60
+                cache.make_room(len(tokens) - common)
+                compute(backend, cache, slot, array(tokens[common:]))
+        elif act == "extend" and busy:
+            slot = cache.slots[choose.choice(list(busy))]
+            n = min(choose.randint(1, 3), 60 - slot.length)
+            cache.make_room(n)
+            compute(backend, cache, slot, array(choose.choices(range(3), k=n)))
+            seen.append(slot.tokens[: slot.length].tolist())
+        elif act == "release" and busy:
+            number = choose.choice(list(busy))
+            del busy[number]
+            cache.release(cache.slots[number])
+        elif act == "trim" and busy:
+            slot = cache.slots[choose.choice(list(busy))]
+            cache.trim(slot, choose.randint(0, slot.length))
+        elif act == "step":
+            cache.next_step()
+        wanted = array(some_tokens())
+        slots, length = linear_match(cache, wanted)
+        found, common = cache.match(wanted)
+        assert common == length
+        assert (found.id if found is not None else None) in (slots or {None})
+        assert cache.kv_bytes().resident == 4 * backend.n_used
+        for slot in cache.slots:
+            assert backend.tokens[slot.id] == slot.tokens[: slot.length].tolist()
+
+
+def run(backend: FakeBackend, cache: PrefixCache, tokens: np.ndarray) -> int:
+    """Compute a whole sequence and let it go; return how many tokens were there already."""
+    acquired = cache.acquire(tokens, len(tokens) - 1, len(tokens))
+    assert acquired is not None
+    slot, common = acquired
+    cache.make_room(len(tokens) - common)
+    compute(backend, cache, slot, tokens[common:])
+    cache.release(slot)
+    return common
+
+
+def test_a_pinned_prefix_stays_while_others_come_and_go() -> None:
+    backend = FakeBackend(n_ctx=200, n_slots=4)
+    cache = PrefixCache(backend, 4, 200, 128)
+    pinned = array(range(40))
+    cache.pin(pinned)
+    run(backend, cache, pinned)
+    for n in range(20):
+        run(backend, cache, array(range(100 + n, 200 + n)))
+    assert cache.match(pinned)[1] == 40
+    assert run(backend, cache, array([*range(40), 7])) == 40
+
+
+def test_without_a_pin_it_would_be_gone() -> None:
+    backend = FakeBackend(n_ctx=200, n_slots=4)
+    cache = PrefixCache(backend, 4, 200, 128)
+    run(backend, cache, array(range(40)))
+    for n in range(20):
+        run(backend, cache, array(range(100 + n, 200 + n)))
+    assert cache.match(array(range(40)))[1] == 0
+
+
+def test_a_conversation_shares_a_pinned_prefix_and_does_not_take_its_slot() -> None:
+    backend = FakeBackend(n_ctx=200, n_slots=4)
+    cache = PrefixCache(backend, 4, 200, 128)
+    cache.pin(array(range(40)))
+    run(backend, cache, array(range(40)))
+    run(backend, cache, array([*range(40), 7, 8, 9]))
+    assert [slot.length for slot in cache.slots if slot.is_pin] == [40]
+    assert backend.n_used == 43
+
+
+def test_a_pinned_prefix_that_had_to_go_is_kept_again_when_it_is_used_again() -> None:
+    backend = FakeBackend(n_ctx=100, n_slots=4)
+    cache = PrefixCache(backend, 4, 100, 100)
+    cache.pin(array(range(40)))
+    run(backend, cache, array(range(40)))
+    run(backend, cache, array(range(100, 195)))
+    assert cache.match(array(range(40)))[1] == 0, "the cells belong to who runs"
+    run(backend, cache, array([*range(40), 7]))
+    assert [slot.length for slot in cache.slots if slot.is_pin] == [40]
+    run(backend, cache, array(range(100, 155)))
+    assert cache.match(array(range(40)))[1] == 40
+
+
+def test_a_pinned_prefix_that_was_parked_stays_in_the_host_tier() -> None:
+    backend = FakeBackend(n_ctx=100, n_slots=4)
+    host = HostCache(4 * 160)
+    cache = PrefixCache(backend, 4, 100, 100, host)
+    host.connect(lambda report: None, cache.pins)
+    cache.pin(array(range(40)))
+    run(backend, cache, array(range(40)))
+    for n in range(6):
+        run(backend, cache, array(range(100 + 10 * n, 195 + 10 * n)))
+    assert host.match(array(range(40)))[1] == 40
+    assert run(backend, cache, array([*range(40), 7])) == 40
+    assert host.match(array(range(40)))[1] == 40
+
+
+def test_of_nested_pins_the_longest_counts() -> None:
+    pins = Pins()
+    for length in (3, 9, 5, 9):
+        pins.add(array(range(length)))
+    assert (len(pins), pins.longest(array(range(7))), pins.longest(array(range(20)))) == (3, 5, 9)
+    assert array(range(5)) in pins
+    assert array(range(4)) not in pins
+    assert array([]) not in pins
+
+
+def test_a_running_sequence_leaves_a_pinned_prefix_in_its_slot() -> None:
+    backend = FakeBackend(n_ctx=200, n_slots=3)
+    cache = PrefixCache(backend, 3, 200, 128)
+    cache.pin(array(range(40)))
+    run(backend, cache, array(range(40)))
+    (pinned,) = [slot for slot in cache.slots if slot.is_pin]
+    for tokens in ([*range(40), 7], [8, 8], [9, 9], [6, 6]):
+        acquired = cache.acquire(array(tokens), len(tokens) - 1, len(tokens))
+        assert acquired is not None
+        slot, common = acquired
+        assert slot is not pinned, "others were used more recently, but they are no pins"
+        compute(backend, cache, slot, array(tokens[common:]))
+        assert pinned.is_pin
+        cache.release(slot)
+
+
+def test_a_pinned_prefix_is_not_parked_for_being_idle() -> None:
+    backend = FakeBackend(n_ctx=200, n_slots=3)
+    host = HostCache(10_000)
+    cache = PrefixCache(backend, 3, 200, 128, host, park_after=1)
+    cache.pin(array(range(40)))
+    run(backend, cache, array(range(40)))
+    run(backend, cache, array(range(100, 150)))
+    for _ in range(20):
+        cache.next_step()
+    assert [slot.length for slot in cache.slots if slot.length] == [40]
+    assert host.match(array(range(100, 150)))[1] == 50
+
+
+def test_a_longer_sequence_does_not_take_the_place_of_a_pinned_one_in_the_host_tier() -> None:
+    host, pins = HostCache(10_000), Pins()
+    host.connect(lambda report: None, pins)
+    pins.add(array(range(40)))
+    for length in (40, 50, 60):
+        host.put(array(range(length)), bytearray(length))
+    assert len(host) == 2
+
+
+def test_the_bytes_of_each_tier_are_counted() -> None:
+    backend = FakeBackend(n_ctx=100, n_slots=4)
+    cache = PrefixCache(backend, 4, 100, 100, HostCache(10_000))
+    run(backend, cache, array(range(60)))
+    assert (cache.kv_bytes().resident, cache.kv_bytes().host, cache.kv_bytes().disk) == (240, 0, 0)
+    run(backend, cache, array(range(100, 170)))
+    assert (cache.kv_bytes().resident, cache.kv_bytes().host) == (280, 240)
+
+
+def test_what_is_computed_sooner_than_loaded_is_neither_parked_nor_loaded() -> None:
+    for loads_per_s, parks in ((10.0, False), (10.0**9, True)):
+        backend = FakeBackend(n_ctx=100, n_slots=4)
+        host = HostCache(10_000)
+        cache = PrefixCache(backend, 4, 100, 100, host)
+        cache.rates.computed.add(1000, 1.0)
+        cache.rates.loaded.add(loads_per_s, 1.0)
+        run(backend, cache, array(range(60)))
+        run(backend, cache, array(range(100, 170)))
+        assert len(host) == parks
+        host.put(array(range(60)), bytearray(array(range(60)).tobytes()))
+        assert run(backend, cache, array([*range(60), 7])) == (60 if parks else 0)
+
+
+def test_what_is_in_the_host_tier_already_is_not_saved_again() -> None:
+    backend = FakeBackend(n_ctx=100, n_slots=4)
+    host = HostCache(10_000)
+    cache = PrefixCache(backend, 4, 100, 100, host)
+    host.put(array(range(80)), bytearray(array(range(80)).tobytes()))
+    run(backend, cache, array(range(60)))
+    run(backend, cache, array(range(100, 170)))
+    assert (len(host), cache.n_parked) == (1, 0)
+
+
+def test_rates_follow_what_was_measured_last_and_a_bad_one_is_tried_again() -> None:
+    rate = Rate()
+    assert rate.seconds(5) == 0
+    for _ in range(60):
+        rate.add(100, 1.0)
+    assert rate.seconds(100) == pytest.approx(1.0)
+    for _ in range(60):
+        rate.add(100, 0.1)
+    assert rate.seconds(100) == pytest.approx(0.1, rel=0.05)
+    rates = Rates()
+    assert rates.loading_pays(1, 10**9), "nothing was measured yet"
+    rates.computed.add(1000, 1.0)
+    rates.loaded.add(1, 1.0)
+    assert sum(rates.loading_pays(100, 1000) for _ in range(100)) == 5
+
+
+def test_the_floor_below_which_nothing_is_moved() -> None:
+    backend = FakeBackend(n_ctx=100, n_slots=4)
+    host = HostCache(10_000)
+    cache = PrefixCache(backend, 4, 100, 100, host)
+    run(backend, cache, array(range(prefix_cache.WORTH_PARKING - 1)))
+    run(backend, cache, array(range(100, 190)))
+    assert len(host) == 0
