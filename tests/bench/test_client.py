@@ -182,7 +182,7 @@ async def has_a_wrong_chunk(peer: Peer, path: str, body: dict[str, Any]) -> None
 def test_what_a_server_does_wrong_becomes_a_word(behave: Behave, error: str) -> None:
     answer = ask(behave, timeout_s=0.05 if error == "timeout" else 5.0)
     assert answer.error == error
-    assert 0 < answer.end_s - answer.due_s < 0.9
+    assert 0 < answer.end_s - answer.due_s < (0.9 if error == "timeout" else 4)
 
 
 def test_nobody_there_is_refused() -> None:
