@@ -404,7 +404,9 @@ def test_a_tool_makes_the_round_trip(qwen_server: Process) -> None:
 
 @pytest.fixture(scope="module")
 def native_qwen_server(tmp_path_factory: pytest.TempPathFactory, qwen_path: Path) -> Iterator[Process]:
+    # With one thread nothing waits for a busy neighbour.
     arguments = ["--model", str(qwen_path), "--ctx", "4096", "--parallel", "4", "--grammar-engine", "llama"]
+    arguments += ["--threads", "1"]
     with served(tmp_path_factory.mktemp("native-qwen"), *arguments) as process:
         yield process
 
