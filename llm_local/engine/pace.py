@@ -15,6 +15,9 @@ GAP_FACTOR = 5.0
 LEAST_GAP_S = 0.15
 """... and at least this long: below it no reader feels a step, and short prompt pieces cost reading speed."""
 
+GUESS_FACTOR = 2.0
+"""The same factor for steps with guesses, when several answers run."""
+
 LEAST_PROMPT_ROWS = 8
 """Prompts get so many rows whatever the target, so that they are not starved."""
 
@@ -105,7 +108,7 @@ class Pace:
         if now is None or n_answers == 0:
             return -math.inf
         cost = self.cost_s(n_more, n_rows)
-        if now + cost > max(self._gap_s(n_rows), now):
+        if now + cost > self._guess_gap_s(n_answers):
             return -math.inf
         return tokens * now / n_answers - cost - MARGIN * now
 
@@ -120,6 +123,12 @@ class Pace:
             return self._target_gap_s
         gap = max(GAP_FACTOR * (self._seconds(n_answer_rows) or 0.0), LEAST_GAP_S)
         return max(gap, min(gap * n_prompts / n_answer_rows, QUIET_STEP_S))
+
+    def _guess_gap_s(self, n_answers: int) -> float:
+        """Return how long a step with guesses may take: those whose answers are not guessed wait for it, too."""
+        if self._target_gap_s is None and n_answers > 1:
+            return GUESS_FACTOR * (self._seconds(n_answers) or 0.0)
+        return self._gap_s(n_answers)
 
     def _seconds(self, n_answer_rows: int) -> float | None:
         return self.step_time.seconds(self._answer_work * n_answer_rows)

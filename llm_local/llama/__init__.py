@@ -3,7 +3,3 @@
 C rules: every pointer has one closing owner; callbacks given to C are kept alive; return codes become exceptions at
 once; nothing but the engine thread touches a context.
 """
-
-from llm_local.llama.openmp import sleep_at_barriers
-
-sleep_at_barriers()

@@ -1,8 +1,8 @@
 """How many CPU threads a step gets while other processes want the CPUs, too. Engine thread.
 
 The threads of a step meet at hundreds of barriers, so that a step is as slow as the slowest of them: one thread that
-shares its CPU with another process halves the speed of all. One thread fewer costs its share only. But where others
-want more than the CPUs that this leaves them, they take part of ours all the same, and more threads get more of them.
+shares its CPU with another process holds up all others, which burn their time spinning. One thread fewer costs its share
+only (figures are in docs/performance.md).
 """
 
 from __future__ import annotations
@@ -20,12 +20,6 @@ LONGEST_WINDOW_S = 3.0
 SPARE = 0.4
 """Share of a CPU that others may use before a thread makes way: clients, an event loop, a shell."""
 
-OVERFLOW = 0.15
-"""Share of a CPU that others use beyond those left to them, from which it is clear that fewer threads do not help."""
-
-HOLD_S = 10.0
-"""How long all threads are used after fewer did not help."""
-
 
 class ThreadGovernor:
     """Says how many threads to use, from what others use of the CPUs that this process may run on.
@@ -39,7 +33,7 @@ class ThreadGovernor:
         self.current = most
         self._cpus = {f"cpu{cpu}" for cpu in _affinity()}
         self._tick_s = 1 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
-        self._looked_at = self._hold_until = 0.0
+        self._looked_at = 0.0
         self._busy_s = 0.0
         self._own_s = 0.0
 
@@ -55,17 +49,9 @@ class ThreadGovernor:
             self.current = self.most
         elif elapsed <= LONGEST_WINDOW_S:
             others = max((busy_s - self._busy_s) - (own_s - self._own_s), 0.0) / elapsed
-            self._decide(others, now)
+            self.current = min(max(int(len(self._cpus) - others + SPARE), 1), self.most)
         self._looked_at, self._busy_s, self._own_s = now, busy_s or 0.0, own_s
         return self.current
-
-    def _decide(self, others: float, now: float) -> None:
-        """Use the threads that find a CPU of their own while others use so many CPUs, if any do."""
-        free = len(self._cpus) - others
-        if self.current < self.most and free < self.current - OVERFLOW:
-            self.current, self._hold_until = self.most, now + HOLD_S
-        elif now >= self._hold_until:
-            self.current = min(max(int(free + SPARE), 1), self.most)
 
     def _busy(self) -> float | None:
         """Return the seconds that the CPUs have worked since the system started; None where that is not known."""

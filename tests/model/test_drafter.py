@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -73,14 +70,3 @@ def test_another_vocabulary_is_refused(smol: LlamaModel, qwen_path: Path) -> Non
     with pytest.raises(StartupError, match="a draft model needs the same vocabulary"):
         check_same_vocabulary(qwen, smol)
     qwen.close()
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
-)
-def test_threads_sleep_at_barriers_unless_the_user_says_otherwise(environment: dict[str, str], expected: str) -> None:
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP", "OMP"))}
-    code = "import os, llm_local.llama; print(os.environ.get('GOMP_SPINCOUNT'))"
-    out = subprocess.check_output([sys.executable, "-c", code], env={**own, **environment}, text=True)
-    assert out.strip() == expected
