@@ -6,6 +6,7 @@ Engine thread; all decisions come from measured step times.
 from __future__ import annotations
 
 import math
+import time
 
 from llm_local.engine.step_time import StepTime
 
@@ -36,6 +37,9 @@ MOST_GUESSED = 24
 MARGIN = 0.03
 """A guess must win this share of a step over what it costs, so that measuring errors do not make it a loss."""
 
+PROBE, LIKELY = 6, 0.7
+"""Guessed tokens that are computed for the sake of measuring, and the share of them that is to be expected to hold."""
+
 
 class Pace:
     """Rows by time.
@@ -63,6 +67,7 @@ class Pace:
         self._answer_work = 1.0 + output_cost
         self._target_gap_s = target_gap_s
         self._prefill_chunk = prefill_chunk
+        self._probe_at = 0.0
 
     def prompt_rows(self, n_answer_rows: int, *, n_guessed: int = 0, n_prompts: int = 1) -> int:
         """Return how many prompt rows may join a batch.
@@ -100,7 +105,19 @@ class Pace:
             gain = self.gain_s(tokens, k, n_rows, n_answers)
             if gain > best_gain:
                 best, best_gain = k, gain
-        return best
+        return best or self._probe(expected, n_rows)
+
+    def _probe(self, expected: list[float], n_rows: int) -> int:
+        """Take likely guesses now and then although they do not seem to pay: perhaps the step times are out of date.
+
+        As a larger step is measured by taking it only, this spends at most 3 % of the time on that.
+        """
+        k = min(len(expected), PROBE)
+        now = time.monotonic()
+        if k < PROBE or expected[k - 1] < LIKELY * k or now < self._probe_at or self._seconds(n_rows) is None:
+            return 0
+        self._probe_at = now + self.cost_s(k, n_rows) / MARGIN
+        return k
 
     def gain_s(self, tokens: float, n_more: int, n_rows: int, n_answers: int) -> float:
         """Return what `n_more` guessed rows win, in seconds, when `tokens` of them hold; below 0 when they lose."""

@@ -18,8 +18,8 @@ from bisect import bisect_left
 EDGES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048)
 """Largest work of each point; the last one takes all that are larger."""
 
-WEIGHT = 0.15
-"""Of the newest decode in its point's mean."""
+WEIGHT_LONGER, WEIGHT_SHORTER = 0.15, 0.5
+"""Of the newest decode in its point's mean. What disturbs a decode only makes it longer."""
 
 OUTLIER = 3.0
 """A decode that took so many times its point's mean counts as that: another process had the CPU."""
@@ -42,7 +42,8 @@ class StepTime:
         if at in self._means:
             mean_work, mean = self._means[at]
             seconds = min(seconds, OUTLIER * mean)
-            self._means[at] = mean_work + WEIGHT * (work - mean_work), mean + WEIGHT * (seconds - mean)
+            weight = WEIGHT_LONGER if seconds > mean else WEIGHT_SHORTER
+            self._means[at] = mean_work + weight * (work - mean_work), mean + weight * (seconds - mean)
         else:
             self._means[at] = work, seconds
         self._works = []
@@ -60,15 +61,20 @@ class StepTime:
         return 0.0 if seconds < self._seconds[0] else self._line(seconds, self._seconds, self._works)
 
     def _known(self) -> bool:
-        """Put the points in order, both coordinates rising: more work never takes less time."""
+        """Put the points in order.
+
+        More work never takes less time, and never more for each row: so a point that has not been visited since the
+        machine was busy does not stand out for ever.
+        """
         if not self._works and self._means:
             points = [self._means[at] for at in sorted(self._means)]
             self._works = [work for work, _ in points]
             self._seconds = []
-            longest = 0.0
-            for _, seconds in points:
-                longest = max(seconds, longest * (1 + 1e-9))
-                self._seconds.append(longest)
+            before_work, before = points[0]
+            for work, seconds in points:
+                most = before * max(work / before_work, 1.0)
+                before_work, before = work, min(max(seconds, before * (1 + 1e-9)), most)
+                self._seconds.append(before)
         return bool(self._works)
 
     @staticmethod

@@ -1,8 +1,8 @@
 """How many CPU threads a step gets while other processes want the CPUs, too. Engine thread.
 
 The threads of a step meet at hundreds of barriers, so that a step is as slow as the slowest of them: one thread that
-shares its CPU with another process holds up all others, which burn their time spinning. One thread fewer costs its share
-only (figures are in docs/performance.md).
+shares its CPU with another process holds up all others, which burn their time spinning. One thread fewer costs its
+share only (figures are in docs/performance.md).
 """
 
 from __future__ import annotations

@@ -89,6 +89,33 @@ def test_step_times_are_learnt_and_continued_beyond_what_was_seen() -> None:
     assert known.seconds(4) < 0.05, "one that was disturbed counts for little"
 
 
+def test_a_point_from_a_busy_time_is_forgotten_without_being_visited() -> None:
+    known = StepTime()
+    for work in (1, 4, 16, 32):
+        known.note(work, 0.5 * work)
+    for _ in range(10):
+        known.note(1, 0.02)
+        known.note(4, 0.05)
+    assert known.seconds(1) < 0.025
+    assert known.seconds(16) < 0.05 * 16 / 4 * 1.2, "a row never costs more in a larger step"
+    known.note(16, 0.1)
+    known.note(16, 0.1)
+    known.note(16, 0.1)
+    assert known.seconds(16) < 0.25, "shorter steps are believed soon"
+
+
+def test_likely_guesses_are_probed_when_the_times_say_that_they_do_not_pay() -> None:
+    stale = StepTime()
+    stale.note(1, 0.02)
+    stale.note(8, 10.0)
+    asked = Pace(stale, 512)
+    sure = [0.95 * k for k in range(1, 25)]
+    assert asked.worthwhile_guesses(sure, 1, 1) == 6
+    assert asked.worthwhile_guesses(sure, 1, 1) == 0, "not at once again"
+    asked = Pace(stale, 512)
+    assert asked.worthwhile_guesses([0.3, 0.4, 0.45, 0.46, 0.46, 0.46], 1, 1) == 0, "unlikely ones are not"
+
+
 def pace(base: float, per_row: float, **options: float) -> Pace:
     known = StepTime()
     for rows in (1, 2, 4, 8, 16, 32, 64, 128, 512):
