@@ -29,6 +29,9 @@ WORTH_PARKING = 32
 """Tokens that a sequence must have to itself, or that a parked one must save, to be moved at all; beyond that it is
 decided by the measured rates (`rates.py`)."""
 
+SCATTERED = 512
+"""Cells by which more than twice those in use must have been in use for them to be moved together."""
+
 LOOK_EVERY = 4
 """Steps between looks for idle sequences to move out, which are not free."""
 
@@ -78,6 +81,7 @@ class PrefixCache:
         self._free: Tokens = np.arange(n_cells, dtype=np.int32)
         self.n_free = n_cells
         self._clock = 0
+        self._peak = 0
 
     def match(self, tokens: Tokens) -> tuple[Slot | None, int]:
         """Return the slot with the longest common prefix, and its length; idle slots win ties."""
@@ -118,6 +122,7 @@ class PrefixCache:
         Returns:
             The slot and the number of tokens that need not be computed; None when the promise cannot be made now.
         """
+        self._gather()
         restored = self._restore(tokens[:shareable], reserve)
         if restored is not None:
             return restored
@@ -136,6 +141,20 @@ class PrefixCache:
         self.trim(target, common)
         self._index.update(target)
         target.busy, target.reserved, target.pin = True, reserve, 0
+
+    def _gather(self) -> None:
+        """Move everything out when nobody is at work and what is resident may lie far behind in the cells.
+
+        llama.cpp's attention on a CPU walks over every cell up to the last one in use. A prefix that many share stays
+        where it was computed, perhaps behind a long prompt that is gone; it comes back by a copy, at the beginning.
+        """
+        used = self.n_cells - self.n_free
+        scattered = self._peak > 2 * used + SCATTERED
+        if self._park_after is None or not scattered or any(slot.busy for slot in self.slots):
+            return
+        for slot in self.slots:
+            self._evict(slot)
+        self._peak = 0
 
     def _restore(self, tokens: Tokens, reserve: int) -> tuple[Slot, int] | None:
         """Bring a parked sequence back if it has a longer prefix than any that is resident."""
@@ -212,6 +231,7 @@ class PrefixCache:
         slot.cells[start : start + n] = cells
         slot.tokens[start : start + n] = tokens
         slot.length += n
+        self._peak = max(self._peak, self.n_cells - self.n_free)
 
     def make_room(self, n: int) -> None:
         """Evict idle slots, least recently used first, until `n` cells are free."""

@@ -245,7 +245,7 @@ def test_answers_that_stop_while_a_long_prompt_is_read_show_one_gap_as_long_as_t
     w = writer(prompt_tokens=1000)
     result, site = load(lambda site: interrupt(site, w, place, clients=3, requests=2), stops_for_prompts)
     # Also when they go on only some time after the prompt's first token.
-    assert result.groups[RUNNING]["gap_p50_ms"] >= 119
+    assert result.groups[RUNNING]["gap_max_ms"] >= 119
     assert result.groups[RUNNING]["requests_s"] == 0
     assert result.groups[ARRIVING]["ttft_p50_ms"] >= 100
     # Those that were given up at the end are no errors, and no answers.

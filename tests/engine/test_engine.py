@@ -555,3 +555,23 @@ def test_at_debug_level_the_log_says_where_the_time_of_a_step_goes(caplog: pytes
     caplog.set_level("DEBUG", "llm_local.engine.stats")
     asyncio.run(scenario())
     assert "1 steps: 3.0 rows, 1.00 tokens (0 refused)" in caplog.text
+
+
+def test_what_is_resident_behind_a_long_prompt_that_is_gone_is_moved_to_the_front() -> None:
+    async def scenario() -> None:
+        backend = FakeBackend(n_ctx=2048, n_batch=256)
+        async with running(backend, host=HostCache(100_000), park_after=1, window=1500) as engine:
+            system, long = tuple(range(60)), tuple(n % 250 for n in range(7, 1300))
+            await collect(engine.submit([request((*system, 1), 2)]))
+            cache = engine._scheduler.cache
+            await collect(engine.submit([request(long, 8, SamplingParams(ignore_eos=True))]))
+            await collect(engine.submit([request((*system, 2), 8, SamplingParams(ignore_eos=True))]))
+            before, parked = backend.rows_computed, cache.n_parked
+            out = await collect(engine.submit([request((*system, 3), 1)]))
+            assert cache.n_parked > parked
+            assert cache._peak < 200, "the cells of the long prompt are no longer walked over"
+            assert out[0][-1].usage.cached_tokens >= 60
+            assert backend.rows_computed - before == 1, "and nothing was computed again"
+            check_accounting(engine, backend)
+
+    asyncio.run(scenario())
