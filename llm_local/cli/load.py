@@ -251,6 +251,7 @@ def _drafter(
         check_same_vocabulary(model, draft)
         if draft.is_recurrent or model.is_recurrent:
             raise StartupError(f"LLM_DRAFT_MODEL: {path.name} cannot draft here: a recurrent state cannot be cut back")
+        devices.check_kv_fits(draft, settings.ctx, settings.kv_type, on_gpu=layers != 0)
         return LlamaDrafter(draft, params, window)
     except BaseException:
         draft.close()

@@ -150,7 +150,8 @@ class PrefixCache:
         """
         used = self.n_cells - self.n_free
         scattered = self._peak > 2 * used + SCATTERED
-        if self._park_after is None or not scattered or any(slot.busy for slot in self.slots):
+        nowhere = self._host is None or self._park_after is None
+        if nowhere or not scattered or any(slot.busy for slot in self.slots):
             return
         for slot in self.slots:
             self._evict(slot)

@@ -247,7 +247,7 @@ def test_a_disk_that_is_full_turns_the_tier_off_with_one_warning(
             for n in range(8):
                 tokens = await sampled(engine.submit([request(prompt_of(n), 3, GREEDY)]))
                 assert tokens == without_end(expected_tokens(prompt_of(n), GREEDY, 3))
-            while not disk.off:
+            while not disk.off or disk._writing:
                 await collect(engine.submit([request((1, 2), 1)]))
 
     with caplog.at_level(logging.WARNING):

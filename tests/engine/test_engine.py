@@ -575,3 +575,17 @@ def test_what_is_resident_behind_a_long_prompt_that_is_gone_is_moved_to_the_fron
             check_accounting(engine, backend)
 
     asyncio.run(scenario())
+
+
+def test_without_a_place_to_move_it_to_a_shared_prefix_stays_where_it_is() -> None:
+    async def scenario() -> None:
+        backend = FakeBackend(n_ctx=2048, n_batch=256)
+        async with running(backend, park_after=1, window=1500) as engine:
+            system = tuple(range(60))
+            await collect(engine.submit([request((*system, 1), 2)]))
+            await collect(engine.submit([request(tuple(n % 250 for n in range(7, 1300)), 2, cache_prompt=False)]))
+            engine._scheduler.cache._peak = 10**6
+            out = await collect(engine.submit([request((*system, 2), 2)]))
+            assert out[0][-1].usage.cached_tokens == 60
+
+    asyncio.run(scenario())
