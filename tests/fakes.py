@@ -16,6 +16,7 @@ import numpy as np
 
 from llm_local.engine.backend import NoRoom
 from llm_local.engine.batch import Batch
+from llm_local.engine.step_costs import RowCosts
 from llm_local.engine.types import SamplingParams
 from llm_local.errors import DecodeFailed
 from llm_local.structured.grammars import Grammars
@@ -98,7 +99,7 @@ class FakeBackend:
     def __init__(self, *, n_ctx: int = 256, n_batch: int = 32, n_slots: int = 8, n_outputs: int = 16) -> None:
         self.n_ctx, self.n_batch, self.n_slots, self.n_outputs = n_ctx, n_batch, n_slots, n_outputs
         self.can_share = True
-        self.output_cost = 0.0
+        self.row_costs = RowCosts()
         self.cell_bytes = 4
         self.cells: list[list[object]] = [[] for _ in range(n_slots)]
         self.tokens: list[list[int]] = [[] for _ in range(n_slots)]

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from llm_local.engine.batch import Rows
 from llm_local.engine.constraint import Allowed
+from llm_local.engine.step_costs import RowCosts
 from llm_local.engine.types import SamplingParams, Token
 from llm_local.errors import LLMLocalError
 
@@ -43,7 +44,7 @@ class Backend(Protocol):
         n_batch: most rows of one decode.
         n_slots: how many sequences can be resident.
         n_outputs: most rows of one decode that can have logits.
-        output_cost: what the logits of a row cost, as a share of the rest of the row.
+        row_costs: estimates of what comes with a row.
         can_share: whether a part of a sequence can be trimmed and shared (false for recurrent models).
     """
 
@@ -51,7 +52,7 @@ class Backend(Protocol):
     n_batch: int
     n_slots: int
     n_outputs: int
-    output_cost: float
+    row_costs: RowCosts
     can_share: bool
 
     @property

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_local.engine.sequence import Sequence
+from llm_local.engine.step_costs import cells_seen, cells_seen_in_tiles
 
 
 @dataclass(slots=True)
@@ -25,12 +26,19 @@ class Part:
 
 
 class Rows:
-    """Rows of (token, position, slot, wants logits), as arrays of length `n_max` of which the first `n_rows` count."""
+    """Rows of (token, position, slot, wants logits), as arrays of length `n_max` of which the first `n_rows` count.
 
-    def __init__(self, n_max: int) -> None:
+    Attributes:
+        n_outputs: rows with logits.
+        n_seen, n_seen_in_tiles: cells that the rows attend to, one by one or by the tile; see `step_costs`.
+    """
+
+    def __init__(self, n_max: int, tile: int = 0) -> None:
         self.n_max = n_max
         self.n_rows = 0
         self.n_outputs = 0
+        self.n_seen = self.n_seen_in_tiles = 0.0
+        self._tile = tile
         self.tokens = np.zeros(n_max, np.int32)
         self.positions = np.zeros(n_max, np.int32)
         self.slots = np.zeros(n_max, np.int32)
@@ -47,6 +55,7 @@ class Rows:
     def clear(self) -> None:
         """Forget all rows."""
         self.n_rows = self.n_outputs = 0
+        self.n_seen = self.n_seen_in_tiles = 0.0
 
     def extend(self, tokens: npt.NDArray[np.int32], position: int, slot: int, first_output: int) -> None:
         """Add consecutive tokens of one slot; those from the `first_output`-th on want logits."""
@@ -60,13 +69,15 @@ class Rows:
             self.outputs[first + first_output : last] = 1
             self.n_outputs += n - first_output
         self.n_rows = last
+        self.n_seen += cells_seen(n, position)
+        self.n_seen_in_tiles += cells_seen_in_tiles(n, position, self._tile)
 
 
 class Batch(Rows):
     """Rows that belong to sequences."""
 
-    def __init__(self, n_max: int) -> None:
-        super().__init__(n_max)
+    def __init__(self, n_max: int, tile: int = 0) -> None:
+        super().__init__(n_max, tile)
         self.parts: list[Part] = []
 
     def clear(self) -> None:

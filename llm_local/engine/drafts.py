@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence as SequenceOf
 from typing import Protocol
 
-from llm_local.engine.pace import MARGIN, Pace
+from llm_local.engine.pace import MARGIN, Answers, Pace
 from llm_local.engine.sequence import Sequence
 from llm_local.engine.types import Token
 
@@ -31,8 +31,8 @@ class Drafter(Protocol):
         """Return up to `n` likely next tokens of each sequence: fewer, or none, for one that it has yet to read."""
         ...
 
-    def seconds(self, n_sequences: int) -> float | None:
-        """Return how long it takes to draft one token for so many sequences; None when that is not known."""
+    def seconds(self, positions: SequenceOf[int]) -> float | None:
+        """Return how long it takes to draft one token for sequences at these positions; None when it is not known."""
         ...
 
     def close(self) -> None:
@@ -59,41 +59,45 @@ class Drafts:
         weight: float = FORGET**tried
         self._held, self._tried = weight * self._held + held, weight * self._tried + tried
 
-    def guess(self, sequences: list[Sequence], n_rows: int, n_answers: int, most: int) -> int:
+    def guess(self, sequences: list[Sequence], work: float, answers: Answers, most: int) -> int:
         """Let the sequences guess as many tokens each as are worth it, at most `most`; return how many in all.
 
         Args:
             sequences: running answers without another guess.
-            n_rows: rows of the batch so far.
-            n_answers: answers among them.
+            work: of the batch so far.
+            answers: in it.
+            most: tokens of each.
         """
-        n = self._worthwhile(len(sequences), n_rows, n_answers, min(most, MOST_DRAFTED))
+        n = self._worthwhile(sequences, work, answers, min(most, MOST_DRAFTED))
         if n == 0:
             return 0
         drafted = self._drafter.draft(sequences, n)
         return sum(sequence.guess_drafted(tokens) for sequence, tokens in zip(sequences, drafted, strict=True))
 
-    def _worthwhile(self, n_sequences: int, n_rows: int, n_answers: int, most: int) -> int:
-        draft_s = self._drafter.seconds(n_sequences)
-        if draft_s is None or n_sequences == 0:
+    def _worthwhile(self, sequences: list[Sequence], work: float, answers: Answers, most: int) -> int:
+        draft_s = self._drafter.seconds([sequence.computed for sequence in sequences])
+        if draft_s is None or not sequences:
             return 0
+        rows_work = sum(self._pace.costs.row_work(sequence.computed) for sequence in sequences)
         rate = self._held / self._tried
         best, best_gain, could_win = 0, 0.0, 0.0
         for n in range(1, most + 1):
-            rows, cost_s = n * n_sequences, n * draft_s
             expected = rate * (1 - rate**n) / (1 - rate) if rate < 1 else float(n)
-            gain = self._pace.gain_s(expected * n_sequences, rows, n_rows, n_answers) - cost_s
-            could_win = max(could_win, self._pace.gain_s(float(rows), rows, n_rows, n_answers) - cost_s)
+            gain, most_gain = (
+                self._pace.gain_s(tokens * len(sequences), n * rows_work, work, answers) - n * draft_s
+                for tokens in (expected, float(n))
+            )
+            could_win = max(could_win, most_gain)
             if gain > best_gain:
                 best, best_gain = n, gain
         if best == 0 and could_win > 0.0:
-            return self._probe(draft_s, n_rows)
+            return self._probe(draft_s, rows_work, work)
         return best
 
-    def _probe(self, draft_s: float, n_rows: int) -> int:
+    def _probe(self, draft_s: float, row_work: float, work: float) -> int:
         """Draft a token now and then although it does not pay, to see whether that has changed: 3 % of the time."""
         now = time.monotonic()
         if now < self._probe_at:
             return 0
-        self._probe_at = now + (draft_s + self._pace.cost_s(1, n_rows)) / MARGIN
+        self._probe_at = now + (draft_s + self._pace.cost_s(row_work, work)) / MARGIN
         return 1

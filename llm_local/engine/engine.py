@@ -30,6 +30,7 @@ from llm_local.engine.radix_tree import Tokens
 from llm_local.engine.scheduler import Scheduler
 from llm_local.engine.sequence import Sequence
 from llm_local.engine.stats import EngineStats, StatsLog
+from llm_local.engine.step_costs import StepCosts
 from llm_local.engine.step_time import StepTime
 from llm_local.engine.stream import Receiver, Stream
 from llm_local.engine.types import Delta, FinishReason, GenerationRequest, Usage
@@ -115,15 +116,14 @@ class Engine:
         self._stats_log = StatsLog(self.stats)
         self.unavailable: LLMLocalError | None = None
         self.step_time = StepTime()
+        self._costs = StepCosts(backend.row_costs, self.step_time)
         self._backend = backend
         self._scheduler = Scheduler(
             backend,
             max_running=max_running,
             window=window,
             pace=Pace(
-                self.step_time,
-                backend.n_batch,
-                output_cost=backend.output_cost,
+                self._costs,
                 target_gap_s=target_gap_s,
                 prefill_chunk=prefill_chunk,
             ),
@@ -378,7 +378,7 @@ class Engine:
         finally:
             took = time.perf_counter() - began
             self.stats.decode_s += took
-        self.step_time.note(batch.n_rows + self._backend.output_cost * batch.n_outputs, took)
+        self._costs.note(batch, took)
         self._scheduler.computed(batch)
         for part in batch.parts:
             self._advance(part)

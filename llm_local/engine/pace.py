@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 
-from llm_local.engine.step_time import StepTime
+from llm_local.engine.batch import Rows
+from llm_local.engine.step_costs import StepCosts
 
 GAP_FACTOR = 5.0
 """Without a target, a step with prompt rows may take so many times one without."""
@@ -18,6 +20,10 @@ LEAST_GAP_S = 0.15
 
 GUESS_FACTOR = 2.0
 """The same factor for steps with guesses, when several answers run."""
+
+TILE_FACTOR, TILE_WORTH = 4.0, 1.3
+"""Without a target, a step may take so many times as long to fill a tile of attention, but not longer than a quiet one,
+if rows are read so many times as fast that way: deep in a long prompt it is more than twice."""
 
 LEAST_PROMPT_ROWS = 8
 """Prompts get so many rows whatever the target, so that they are not starved."""
@@ -41,111 +47,140 @@ PROBE, LIKELY = 6, 0.7
 """Guessed tokens that are computed for the sake of measuring, and the share of them that is to be expected to hold."""
 
 
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The answers that run in a step: how many, and the work of their rows without guesses."""
+
+    n: int
+    work: float
+
+
 class Pace:
     """Rows by time.
 
     Args:
-        step_time: what is known.
-        n_batch: most rows of a decode.
-        output_cost: work of a row's logits, in rows; see `Backend`.
+        costs: what is known of steps.
         target_gap_s: longest step in which answers are running; None follows the time of a step without prompts.
         prefill_chunk: prompt rows beside running answers, whatever they cost; None goes by the time.
     """
 
     def __init__(
         self,
-        step_time: StepTime,
-        n_batch: int,
+        costs: StepCosts,
         *,
-        output_cost: float = 0.0,
         target_gap_s: float | None = None,
         prefill_chunk: int | None = None,
     ) -> None:
-        self.step_time = step_time
-        self._n_batch = n_batch
-        # An answer's row, guessed or not, has logits; a prompt's row has none.
-        self._answer_work = 1.0 + output_cost
+        self.costs = costs
         self._target_gap_s = target_gap_s
         self._prefill_chunk = prefill_chunk
         self._probe_at = 0.0
 
-    def prompt_rows(self, n_answer_rows: int, *, n_guessed: int = 0, n_prompts: int = 1) -> int:
+    def prompt_rows(self, batch: Rows, answers: Answers, *, position: int, n_prompts: int = 1) -> int:
         """Return how many prompt rows may join a batch.
 
         Args:
-            n_answer_rows: rows of running answers.
-            n_guessed: rows of guesses behind them.
+            batch: the rows of running answers, and guesses behind them.
+            answers: the former.
+            position: where the prompts' next rows are, about.
             n_prompts: how many prompts are to be read.
         """
-        room = self._n_batch - n_answer_rows - n_guessed
-        if n_answer_rows == 0:
-            work = self.step_time.work_within(QUIET_STEP_S)
-            return room if work is None else min(room, max(int(work), QUIET_ROWS))
+        room = batch.room
+        if answers.n == 0:
+            rows = self._most_rows(batch, position, QUIET_STEP_S, QUIET_STEP_S)
+            return room if rows is None else min(room, max(rows, QUIET_ROWS))
         if self._prefill_chunk is not None:
             return min(room, self._prefill_chunk)
-        work = self.step_time.work_within(self._gap_s(n_answer_rows, n_prompts))
-        if work is None:
-            return min(room, UNKNOWN_PROMPT_ROWS)
-        left = int(work - self._answer_work * (n_answer_rows + n_guessed))
-        return min(room, max(left, LEAST_PROMPT_ROWS))
+        gap = self._gap_s(answers, n_prompts)
+        tile_gap = gap if self._target_gap_s is not None else max(gap, min(TILE_FACTOR * gap, QUIET_STEP_S))
+        rows = self._most_rows(batch, position, gap, tile_gap)
+        return min(room, UNKNOWN_PROMPT_ROWS if rows is None else max(rows, LEAST_PROMPT_ROWS))
 
-    def worthwhile_guesses(self, expected: list[float], n_rows: int, n_answers: int) -> int:
+    def _most_rows(self, batch: Rows, position: int, seconds: float, tile_seconds: float) -> int | None:
+        """Return the number of prompt rows that are read fastest in a step within the limit; None when it is not known.
+
+        Args:
+            batch: what the step has besides.
+            position: where the rows are.
+            seconds: the limit.
+            tile_seconds: the limit of a step that fills whole tiles.
+        """
+        costs, tile = self.costs, self.costs.tile
+        work = costs.work_within(seconds)
+        if work is None:
+            return None
+        few = int((work - costs.work(batch)) / costs.row_work(position, outputs=0.0))
+        if not tile or batch.n_rows >= tile:
+            return few
+        few = max(min(few, tile - 1 - batch.n_rows), 0)
+        best, best_rate = few, few / self._seconds(costs.work(batch, n_more=few, position=position))
+        for n_rows in range(tile, batch.n_max + 1, tile):
+            n = n_rows - batch.n_rows
+            took = self._seconds(costs.work(batch, n_more=n, position=position))
+            if took > tile_seconds:
+                break
+            if n / took > best_rate * (1.0 if took <= seconds else TILE_WORTH):
+                best, best_rate = n, n / took
+        return best
+
+    def worthwhile_guesses(self, expected: list[float], row_work: float, work: float, answers: Answers) -> int:
         """Return how many guessed tokens are worth their rows, often none.
 
         A row is worth it as long as the tokens it is expected to yield would take longer by themselves: at the present
-        pace, a step of `n_rows` yields `n_answers` tokens.
+        pace, a step yields a token for each answer.
 
         Args:
             expected: how many of the first 1, 2, ... guessed tokens will hold.
-            n_rows: rows of the batch so far.
-            n_answers: answers among them.
+            row_work: work of a guessed row.
+            work: of the batch so far.
+            answers: in it.
         """
         best, best_gain = 0, 0.0
         for k, tokens in enumerate(expected, 1):
-            gain = self.gain_s(tokens, k, n_rows, n_answers)
+            gain = self.gain_s(tokens, k * row_work, work, answers)
             if gain > best_gain:
                 best, best_gain = k, gain
-        return best or self._probe(expected, n_rows)
+        return best or self._probe(expected, row_work, work)
 
-    def _probe(self, expected: list[float], n_rows: int) -> int:
+    def _probe(self, expected: list[float], row_work: float, work: float) -> int:
         """Take likely guesses now and then although they do not seem to pay: perhaps the step times are out of date.
 
         As a larger step is measured by taking it only, this spends at most 3 % of the time on that.
         """
         k = min(len(expected), PROBE)
         now = time.monotonic()
-        if k < PROBE or expected[k - 1] < LIKELY * k or now < self._probe_at or self._seconds(n_rows) is None:
+        if k < PROBE or expected[k - 1] < LIKELY * k or now < self._probe_at or self.costs.seconds(work) is None:
             return 0
-        self._probe_at = now + self.cost_s(k, n_rows) / MARGIN
+        self._probe_at = now + self.cost_s(k * row_work, work) / MARGIN
         return k
 
-    def gain_s(self, tokens: float, n_more: int, n_rows: int, n_answers: int) -> float:
-        """Return what `n_more` guessed rows win, in seconds, when `tokens` of them hold; below 0 when they lose."""
-        now = self._seconds(n_rows)
-        if now is None or n_answers == 0:
+    def gain_s(self, tokens: float, more_work: float, work: float, answers: Answers) -> float:
+        """Return what guessed rows win, in seconds, when `tokens` of them hold; below 0 when they lose."""
+        now = self.costs.seconds(work)
+        if now is None or answers.n == 0:
             return -math.inf
-        cost = self.cost_s(n_more, n_rows)
-        if now + cost > self._guess_gap_s(n_answers):
+        cost = self.cost_s(more_work, work)
+        if now + cost > self._guess_gap_s(answers):
             return -math.inf
-        return tokens * now / n_answers - cost - MARGIN * now
+        return tokens * now / answers.n - cost - MARGIN * now
 
-    def cost_s(self, n_more: int, n_rows: int) -> float:
-        """Return by how many seconds `n_more` guessed rows lengthen a step of `n_rows`."""
-        now, then = self._seconds(n_rows), self._seconds(n_rows + n_more)
+    def cost_s(self, more_work: float, work: float) -> float:
+        """Return by how many seconds more work lengthens a step."""
+        now, then = self.costs.seconds(work), self.costs.seconds(work + more_work)
         return 0.0 if now is None or then is None else then - now
 
-    def _gap_s(self, n_answer_rows: int, n_prompts: int = 1) -> float:
+    def _gap_s(self, answers: Answers, n_prompts: int = 1) -> float:
         """Return how long a step may take. Without a target, more people who wait than read make it longer."""
         if self._target_gap_s is not None:
             return self._target_gap_s
-        gap = max(GAP_FACTOR * (self._seconds(n_answer_rows) or 0.0), LEAST_GAP_S)
-        return max(gap, min(gap * n_prompts / n_answer_rows, QUIET_STEP_S))
+        gap = max(GAP_FACTOR * self._seconds(answers.work), LEAST_GAP_S)
+        return max(gap, min(gap * n_prompts / answers.n, QUIET_STEP_S))
 
-    def _guess_gap_s(self, n_answers: int) -> float:
+    def _guess_gap_s(self, answers: Answers) -> float:
         """Return how long a step with guesses may take: those whose answers are not guessed wait for it, too."""
-        if self._target_gap_s is None and n_answers > 1:
-            return GUESS_FACTOR * (self._seconds(n_answers) or 0.0)
-        return self._gap_s(n_answers)
+        if self._target_gap_s is None and answers.n > 1:
+            return GUESS_FACTOR * self._seconds(answers.work)
+        return self._gap_s(answers)
 
-    def _seconds(self, n_answer_rows: int) -> float | None:
-        return self.step_time.seconds(self._answer_work * n_answer_rows)
+    def _seconds(self, work: float) -> float:
+        return self.costs.seconds(work) or 0.0

@@ -14,7 +14,7 @@ from llm_local.engine.backend import Backend
 from llm_local.engine.batch import Batch
 from llm_local.engine.drafts import Drafter, Drafts
 from llm_local.engine.host_cache import HostCache
-from llm_local.engine.pace import MOST_GUESSED, Pace
+from llm_local.engine.pace import MOST_GUESSED, Answers, Pace
 from llm_local.engine.prefix_cache import PrefixCache
 from llm_local.engine.radix_tree import common_prefix
 from llm_local.engine.sequence import NO_SLOT, Sequence
@@ -66,7 +66,8 @@ class Scheduler:
         self.n_outpaced = 0
         self.drafts: Drafts | None = None if drafter is None else Drafts(drafter, pace)
         self.waits_for_disk = False
-        self._batch = Batch(backend.n_batch)
+        self._batch = Batch(backend.n_batch, backend.row_costs.tile)
+        self._answers = Answers(0, 0.0)
         self._max_running = max_running
         self._pace = pace
         self._answer_reserve = answer_reserve
@@ -238,26 +239,27 @@ class Scheduler:
                 sequence.n_guessed = 0
                 few.append(sequence)
                 room -= n - 1
-        n_rows = sum(sequence.pending for sequence in few)
         room = min(room, self._prompt_outputs)
+        row_work = self._pace.costs.row_work
+        self._answers = Answers(len(few), sum(s.pending * row_work(s.computed, outputs=1 / s.pending) for s in few))
         if self._can_share:
-            self._guess([sequence for sequence in few if sequence.n_generated], room, n_rows, len(few))
+            self._guess([sequence for sequence in few if sequence.n_generated], room)
         for sequence in few:
             batch.add(sequence, sequence.pending + sequence.n_guessed)
 
-    def _guess(self, answers: list[Sequence], room: int, n_rows: int, n_answers: int) -> None:
+    def _guess(self, answers: list[Sequence], room: int) -> None:
         """Let answers guess as many tokens as are worth their rows, within the cells that they were promised."""
-        undecided = []
+        undecided, pace, work = [], self._pace, self._answers.work
         for sequence in answers:
-            most = min(MOST_GUESSED, room, self._promised(sequence))
-            n = self._pace.worthwhile_guesses(sequence.guessable(most), n_rows, n_answers)
+            most, row_work = min(MOST_GUESSED, room, self._promised(sequence)), pace.costs.row_work(sequence.computed)
+            n = pace.worthwhile_guesses(sequence.guessable(most), row_work, work, self._answers)
             sequence.guess(n)
-            room, n_rows = room - n, n_rows + n
+            room, work = room - n, work + n * row_work
             if n == 0 and sequence.request.speculate:
                 undecided.append(sequence)
         if self.drafts is not None and undecided:
             most = min(room // len(undecided), *(self._promised(sequence) for sequence in undecided))
-            self.drafts.guess(undecided, n_rows, n_answers, most)
+            self.drafts.guess(undecided, work, self._answers, most)
 
     def _promised(self, sequence: Sequence) -> int:
         """Return how many cells are promised to a sequence beyond its tokens."""
@@ -280,11 +282,12 @@ class Scheduler:
         prompts = [sequence for sequence in self.running if sequence not in caught_up]
         if not prompts:
             return
-        n_guessed = sum(sequence.n_guessed for sequence in caught_up)
-        outputs = self._prompt_outputs - n_guessed
-        room = self._pace.prompt_rows(batch.n_rows - n_guessed, n_guessed=n_guessed, n_prompts=len(prompts))
+        outputs = self._prompt_outputs - sum(sequence.n_guessed for sequence in caught_up)
+        position = sum(sequence.computed for sequence in prompts) // len(prompts)
+        room = self._pace.prompt_rows(batch, self._answers, position=position, n_prompts=len(prompts))
+        whole_tiles = 0 < self._pace.costs.tile <= batch.n_rows + room
         for sequence, share in _shares(prompts, room):
-            n = _even_part(sequence.pending, share, batch.n_rows)
+            n = share if whole_tiles else _even_part(sequence.pending, share, batch.n_rows)
             if sequence.wants_prompt_logits:
                 n = min(n, outputs)
                 outputs -= n

@@ -21,6 +21,7 @@ from llm_local.llama.candidates import Candidates
 from llm_local.llama.fingerprint import fingerprint
 from llm_local.llama.logs import native_log
 from llm_local.llama.model import LlamaModel
+from llm_local.llama.row_costs import row_costs
 from llm_local.llama.sampler import LlamaSampler, row_logits
 from llm_local.llama.threads import ThreadGovernor
 
@@ -152,8 +153,7 @@ class LlamaBackend:
         self.n_batch = params.n_batch
         self.n_slots = params.n_slots
         self.n_outputs = native.n_outputs_max
-        head = model.n_vocab * model.n_embd
-        self.output_cost = head / max(model.n_params - head, head)
+        self.row_costs = row_costs(model, kv_type=params.kv_type, flash_attention=params.flash_attention)
         self.can_share = not model.is_recurrent
         self.cell_bytes = 0
         self._params = native
@@ -261,7 +261,7 @@ class LlamaBackend:
             for _ in range(2):
                 seconds.append(self._decode_rows(n_rows))
                 llama_cpp.llama_memory_clear(self._memory, True)
-            times.append((n_rows * (1 + self.output_cost), min(seconds)))
+            times.append((n_rows * (1 + self.row_costs.output), min(seconds)))
             n_rows *= 2
             # The next two take up to twice as long each.
             if n_rows > self.n_outputs or time.perf_counter() - began + 4 * times[-1][1] > budget_s:

@@ -16,6 +16,7 @@ from llm_local.engine.backend import NoRoom
 from llm_local.engine.batch import Rows
 from llm_local.engine.radix_tree import Tokens, common_prefix
 from llm_local.engine.sequence import Sequence
+from llm_local.engine.step_costs import StepCosts
 from llm_local.engine.step_time import StepTime
 from llm_local.engine.types import Token
 from llm_local.errors import DecodeFailed, StartupError
@@ -46,15 +47,15 @@ class LlamaDrafter:
         self._backend = LlamaBackend(model, params)
         self._tokens: list[Tokens] = [np.zeros(window, np.int32) for _ in range(params.n_slots)]
         self._lengths = [0] * params.n_slots
-        self._rows = Rows(max(params.n_batch, params.n_slots))
+        self._rows = Rows(max(params.n_batch, params.n_slots), self._backend.row_costs.tile)
         self._window = window
-        self._step_time = StepTime()
+        self._costs = StepCosts(self._backend.row_costs, StepTime())
         for work, seconds in self._backend.warm_up():
-            self._step_time.note(work, seconds)
+            self._costs.step_time.note(work, seconds)
 
-    def seconds(self, n_sequences: int) -> float | None:
-        """Return the seconds of one drafted token for `n_sequences`; see `Drafter.seconds`."""
-        return self._step_time.seconds(n_sequences * (1 + self._backend.output_cost))
+    def seconds(self, positions: SequenceOf[int]) -> float | None:
+        """Return the seconds of one drafted token for each sequence; see `Drafter.seconds`."""
+        return self._costs.seconds(sum(self._costs.row_work(position) for position in positions))
 
     def draft(self, wanted: SequenceOf[Sequence], n: int) -> list[list[Token]]:
         """Draft greedily; see `Drafter.draft`."""
@@ -131,8 +132,7 @@ class LlamaDrafter:
     def _decode(self) -> None:
         began = time.perf_counter()
         self._backend.decode(self._rows)
-        work = self._rows.n_rows + self._backend.output_cost * self._rows.n_outputs
-        self._step_time.note(work, time.perf_counter() - began)
+        self._costs.note(self._rows, time.perf_counter() - began)
 
     def _trim(self, slot: int, length: int) -> None:
         if length < self._lengths[slot]:

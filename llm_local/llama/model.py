@@ -38,6 +38,7 @@ class LlamaModel:
 
     def __init__(self, path: Path, *, n_gpu_layers: int = 0, mmap: bool = True, mlock: bool = False) -> None:
         self.path = path
+        self.on_gpu = n_gpu_layers != 0
         _check_gguf(path)
         if n_gpu_layers and not llama_cpp.llama_supports_gpu_offload():
             raise StartupError(

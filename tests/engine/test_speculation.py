@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from llm_local.engine.batch import Rows
 from llm_local.engine.drafts import MOST_DRAFTED, Drafts
 from llm_local.engine.lookup import Lookup
-from llm_local.engine.pace import Pace
+from llm_local.engine.pace import Answers, Pace
+from llm_local.engine.step_costs import RowCosts, StepCosts
 from llm_local.engine.step_time import StepTime
 from llm_local.engine.types import SamplingParams
 from tests.engine.test_engine import GREEDY, check_accounting, collect, request, running, sampled, without_end
 from tests.fakes import N_VOCAB, FakeBackend, FakeDrafter, expected_tokens
+
+ONE = Answers(1, 1.0)
 
 
 def lookup(text: str, prediction: str = "") -> tuple[Lookup, np.ndarray, int]:
@@ -108,44 +113,99 @@ def test_likely_guesses_are_probed_when_the_times_say_that_they_do_not_pay() -> 
     stale = StepTime()
     stale.note(1, 0.02)
     stale.note(8, 10.0)
-    asked = Pace(stale, 512)
+    asked = Pace(StepCosts(RowCosts(), stale))
     sure = [0.95 * k for k in range(1, 25)]
-    assert asked.worthwhile_guesses(sure, 1, 1) == 6
-    assert asked.worthwhile_guesses(sure, 1, 1) == 0, "not at once again"
-    asked = Pace(stale, 512)
-    assert asked.worthwhile_guesses([0.3, 0.4, 0.45, 0.46, 0.46, 0.46], 1, 1) == 0, "unlikely ones are not"
+    assert asked.worthwhile_guesses(sure, 1, 1, ONE) == 6
+    assert asked.worthwhile_guesses(sure, 1, 1, ONE) == 0, "not at once again"
+    asked = Pace(StepCosts(RowCosts(), stale))
+    assert asked.worthwhile_guesses([0.3, 0.4, 0.45, 0.46, 0.46, 0.46], 1, 1, ONE) == 0, "unlikely ones are not"
 
 
-def pace(base: float, per_row: float, **options: float) -> Pace:
+def known_costs(base: float, per_row: float, costs: RowCosts | None = None) -> StepCosts:
     known = StepTime()
     for rows in (1, 2, 4, 8, 16, 32, 64, 128, 512):
         known.note(rows, base + per_row * rows)
-    return Pace(known, 512, **options)
+    return StepCosts(costs or RowCosts(), known)
+
+
+def pace(base: float, per_row: float, **options: float) -> Pace:
+    return Pace(known_costs(base, per_row), **options)
+
+
+def prompt_rows(asked: Pace, n_answers: int, *, position: int = 0, n_prompts: int = 1) -> int:
+    rows = Rows(512, asked.costs.tile)
+    for slot in range(n_answers):
+        rows.extend(np.zeros(1, np.int32), 0, slot, 0)
+    return asked.prompt_rows(rows, Answers(n_answers, asked.costs.work(rows)), position=position, n_prompts=n_prompts)
 
 
 def test_prompts_get_what_the_target_leaves() -> None:
-    assert pace(0.01, 0.001, target_gap_s=0.05).prompt_rows(4) == pytest.approx(36, abs=1)
-    assert pace(0.01, 0.001, target_gap_s=0.2).prompt_rows(4) == pytest.approx(186, abs=2)
-    assert pace(0.1, 0.01, target_gap_s=0.05).prompt_rows(4) == 8, "they are not starved"
-    assert pace(0.01, 0.001).prompt_rows(0) == 512
-    assert pace(0.01, 0.01).prompt_rows(0) == 128
-    assert pace(0.01, 0.001, prefill_chunk=20).prompt_rows(4) == 20
-    adaptive = pace(0.1, 0.01).prompt_rows(4)
+    assert prompt_rows(pace(0.01, 0.001, target_gap_s=0.05), 4) == pytest.approx(36, abs=1)
+    assert prompt_rows(pace(0.01, 0.001, target_gap_s=0.2), 4) == pytest.approx(186, abs=2)
+    assert prompt_rows(pace(0.1, 0.01, target_gap_s=0.05), 4) == 8, "they are not starved"
+    assert prompt_rows(pace(0.01, 0.001), 0) == 512
+    assert prompt_rows(pace(0.01, 0.01), 0) == 128
+    assert prompt_rows(pace(0.01, 0.001, prefill_chunk=20), 4) == 20
+    adaptive = prompt_rows(pace(0.1, 0.01), 4)
     assert adaptive == pytest.approx((5 * 0.14 - 0.1) / 0.01 - 4, abs=2), "five times a step without prompts"
-    assert pace(0.01, 0.001).prompt_rows(1, n_prompts=4) > 3 * pace(0.01, 0.001).prompt_rows(1), "more wait than read"
-    assert pace(0.01, 0.001, target_gap_s=0.05).prompt_rows(1, n_prompts=8) == pytest.approx(39, abs=1)
+    assert prompt_rows(pace(0.01, 0.001), 1, n_prompts=4) > 3 * prompt_rows(pace(0.01, 0.001), 1), "more wait than read"
+    assert prompt_rows(pace(0.01, 0.001, target_gap_s=0.05), 1, n_prompts=8) == pytest.approx(39, abs=1)
+
+
+ATTENTION = RowCosts(output=0.25, cell=0.0008, tiled_cell=0.00028, tile=64)
+
+
+def batch(*parts: tuple[int, int], tile: int = 64) -> Rows:
+    rows = Rows(512, tile)
+    for slot, (n, position) in enumerate(parts):
+        rows.extend(np.zeros(n, np.int32), position, slot, n - 1)
+    return rows
+
+
+def test_work_counts_logits_and_the_cells_that_rows_attend_to() -> None:
+    costs = known_costs(0.01, 0.001, ATTENTION)
+    assert costs.work(batch((1, 1000))) == pytest.approx(1 + 0.25 + 0.8, rel=0.01)
+    assert costs.work(batch((1, 0), (1, 0))) == pytest.approx(2.5, rel=0.01)
+    assert costs.work(batch((64, 4096))) == pytest.approx(64 + 0.25 + 64 * 4128 * 0.00028, rel=0.01)
+    beside = costs.work(batch((1, 1000), (63, 4096)))
+    assert beside == pytest.approx(64 + 0.5 + 64 * (1000 + 4128) * 0.00028, rel=0.01), "the tile sees the cells of both"
+    assert costs.work(batch((1, 500)), n_more=20, position=100) == costs.work(batch((1, 500), (20, 100))) - 0.25
+
+
+def test_a_step_deep_in_a_prompt_says_nothing_wrong_about_the_next_one_among_short_answers() -> None:
+    costs = known_costs(0.0, 0.004, ATTENTION)
+    before = costs.seconds(30)
+    for _ in range(50):
+        deep = batch((30, 4000))
+        costs.note(deep, 0.004 * (30 + 0.0004 * deep.n_seen))
+    assert costs.seconds(30) == before
+    assert costs.row_work(4000) == pytest.approx(1.25 + 0.0004 * 4000, rel=0.05), "the cells' part is learnt"
+    for _ in range(100):
+        costs.note(deep, 100.0)
+    assert costs.row_work(4000) <= 1.25 + 4 * 0.0008 * 4000, "not beyond reason"
+
+
+def test_deep_in_a_prompt_whole_tiles_are_read_although_they_take_longer_than_few_rows() -> None:
+    asked = Pace(known_costs(0.03, 0.004, ATTENTION))
+    assert prompt_rows(asked, 3) < 64, "where it is hardly faster, answers keep their pace"
+    assert prompt_rows(asked, 3, position=4000) == 61
+    obeyed = Pace(known_costs(0.03, 0.004, ATTENTION), target_gap_s=0.2)
+    assert prompt_rows(obeyed, 3, position=4000) < 12, "not beyond a target"
+    crowd = Pace(known_costs(0.03, 0.004, ATTENTION))
+    assert prompt_rows(crowd, 1, position=0, n_prompts=8) % 64 == 63
+    assert prompt_rows(crowd, 0, position=4000) % 64 == 0
 
 
 def test_guesses_are_taken_as_far_as_they_pay() -> None:
     sure, unsure = [0.98**k * 0.98 for k in range(24)], [0.3**k * 0.3 for k in range(24)]
     sure, unsure = np.cumsum(sure).tolist(), np.cumsum(unsure).tolist()
     gpu, cpu = pace(0.01, 0.00001), pace(0.004, 0.01)
-    assert gpu.worthwhile_guesses(sure, 1, 1) > 16
-    assert gpu.worthwhile_guesses(unsure, 1, 1) > 0
-    assert cpu.worthwhile_guesses(sure, 1, 1) > 8
-    assert cpu.worthwhile_guesses(unsure, 1, 1) == 0
-    assert gpu.worthwhile_guesses([], 1, 1) == 0
-    assert Pace(StepTime(), 512).worthwhile_guesses(sure, 1, 1) == 0
+    assert gpu.worthwhile_guesses(sure, 1, 1, ONE) > 16
+    assert gpu.worthwhile_guesses(unsure, 1, 1, ONE) > 0
+    assert cpu.worthwhile_guesses(sure, 1, 1, ONE) > 8
+    assert cpu.worthwhile_guesses(unsure, 1, 1, ONE) == 0
+    assert gpu.worthwhile_guesses([], 1, 1, ONE) == 0
+    assert Pace(StepCosts(RowCosts(), StepTime())).worthwhile_guesses(sure, 1, 1, ONE) == 0
 
 
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,19 +342,20 @@ class TimedDrafter(FakeDrafter):
         super().__init__()
         self.draft_s = draft_s
 
-    def seconds(self, n_sequences: int) -> float | None:
+    def seconds(self, positions: list[int]) -> float | None:
         return self.draft_s
 
 
 def test_drafts_are_asked_for_as_far_as_they_pay_and_probed_when_they_do_not() -> None:
+    sequence = SimpleNamespace(computed=0)
     quick = Drafts(TimedDrafter(0.001), pace(0.01, 0.0001))
-    assert quick._worthwhile(1, 1, 1, 8) >= 4
+    assert quick._worthwhile([sequence], 1, ONE, 8) >= 4
     for _ in range(50):
         quick.note(0, 4)
-    assert quick._worthwhile(1, 1, 1, 8) == 1, "a probe, as it could win"
-    assert quick._worthwhile(1, 1, 1, 8) == 0, "and not at once again"
+    assert quick._worthwhile([sequence], 1, ONE, 8) == 1, "a probe, as it could win"
+    assert quick._worthwhile([sequence], 1, ONE, 8) == 0, "and not at once again"
     for _ in range(100):
         quick.note(4, 4)
-    assert quick._worthwhile(1, 1, 1, 8) == 8
+    assert quick._worthwhile([sequence], 1, ONE, 8) == 8
     slow = Drafts(TimedDrafter(0.02), pace(0.01, 0.0001))
-    assert slow._worthwhile(1, 1, 1, 8) == 0, "no number of right guesses would pay"
+    assert slow._worthwhile([sequence], 1, ONE, 8) == 0, "no number of right guesses would pay"
