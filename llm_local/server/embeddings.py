@@ -88,11 +88,12 @@ def _inputs(body: EmbeddingRequest, vocabulary: Vocabulary, embedder: Embeddings
     return out
 
 
-def _encode(vector: npt.NDArray[np.float32], body: EmbeddingRequest) -> str | list[float]:
+def _encode(vector: npt.NDArray[np.float32], body: EmbeddingRequest) -> str | npt.NDArray[np.float32]:
+    """Return the vector as orjson writes it: float32 in the fewest digits that give the same number again."""
     if body.dimensions is not None and body.dimensions < len(vector):
         vector = vector[: body.dimensions]
         norm = float(np.linalg.norm(vector))
         vector = (vector / norm if norm else vector).astype(np.float32)
     if body.encoding_format == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
-    return [float(value) for value in vector]
+    return vector

@@ -39,7 +39,7 @@ class ClientLeft(Exception):
 
 def json_response(body: Any) -> Response:
     """Return a JSON answer: UTF-8, nothing escaped that need not be."""
-    return Response(orjson.dumps(body), media_type="application/json")
+    return Response(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
 
 
 def event(body: Any) -> bytes:
