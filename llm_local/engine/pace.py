@@ -21,9 +21,9 @@ LEAST_GAP_S = 0.15
 GUESS_FACTOR = 2.0
 """The same factor for steps with guesses, when several answers run."""
 
-TILE_FACTOR, TILE_WORTH = 4.0, 1.3
-"""Without a target, a step may take so many times as long to fill a tile of attention, but not longer than a quiet one,
-if rows are read so many times as fast that way: deep in a long prompt it is more than twice."""
+TILE_WORTH = 1.3
+"""Without a target, a step may be as long as a quiet one to fill a tile of attention, if rows are read so many times as
+fast that way: deep in a long prompt it is more than twice."""
 
 LEAST_PROMPT_ROWS = 8
 """Prompts get so many rows whatever the target, so that they are not starved."""
@@ -92,7 +92,7 @@ class Pace:
         if self._prefill_chunk is not None:
             return min(room, self._prefill_chunk)
         gap = self._gap_s(answers, n_prompts)
-        tile_gap = gap if self._target_gap_s is not None else max(gap, min(TILE_FACTOR * gap, QUIET_STEP_S))
+        tile_gap = gap if self._target_gap_s is not None else max(gap, QUIET_STEP_S)
         rows = self._most_rows(batch, position, gap, tile_gap)
         return min(room, UNKNOWN_PROMPT_ROWS if rows is None else max(rows, LEAST_PROMPT_ROWS))
 
@@ -103,7 +103,7 @@ class Pace:
             batch: what the step has besides.
             position: where the rows are.
             seconds: the limit.
-            tile_seconds: the limit of a step that fills whole tiles.
+            tile_seconds: the limit of a step that fills one tile, or one more than the first limit allows.
         """
         costs, tile = self.costs, self.costs.tile
         work = costs.work_within(seconds)
@@ -121,6 +121,8 @@ class Pace:
                 break
             if n / took > best_rate * (1.0 if took <= seconds else TILE_WORTH):
                 best, best_rate = n, n / took
+            if took > seconds:
+                break
         return best
 
     def worthwhile_guesses(self, expected: list[float], row_work: float, work: float, answers: Answers) -> int:
