@@ -59,7 +59,13 @@ class Soak:
         self.url, self.pid, self.args = url, pid, args
         self.counts: Counter[str] = Counter()
         self.memory: list[float] = []
-        self.end = time.monotonic() + args.minutes * 60
+        self.end = 0.0
+
+    async def ready(self) -> None:
+        async with httpx.AsyncClient(base_url=self.url, timeout=10) as http:
+            while (answer := await http.get("/health/ready")).status_code != 200:
+                print(f"not ready: {answer.text}", flush=True)
+                await asyncio.sleep(1)
 
     async def client(self, number: int) -> None:
         choose, history = random.Random(number), []
@@ -97,6 +103,8 @@ class Soak:
             print(f"{len(self.memory):3} min  {self.memory[-1]:7.1f} MB  {dict(self.counts)}", flush=True)
 
     async def run(self) -> bool:
+        await self.ready()
+        self.end = time.monotonic() + self.args.minutes * 60
         await asyncio.gather(self.watch(), *[self.client(number) for number in range(self.args.clients)])
         return await self.verdict()
 
