@@ -14,7 +14,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # What each part may import of the others. `cli` plugs everything together.
 ALLOWED = {
     "errors": set(),
-    "config": {"errors"},
+    "environment": set(),
+    "config": {"environment", "errors"},
     "engine": {"errors"},
     "llama": {"engine", "errors"},
     "models": {"errors"},

@@ -29,7 +29,6 @@ def test_flags_beat_the_environment_that_beats_the_file_that_beats_defaults(tmp_
         ({"LLM_PARALEL": "2"}, "unknown setting LLM_PARALEL .environment.; the nearest is LLM_PARALLEL"),
         ({"LLM_CTX": "many"}, "bad value for ctx .environment.: 'many': .*integer"),
         ({"LLM_CTX": "1"}, "greater than or equal to 16"),
-        ({"LLM_PORT": "tcp://10.0.0.1:8080"}, "bad value for port"),
         ({"LLM_ENGINE": "vllm"}, "llama.cpp"),
         ({"LLM_SEQ_MAX": "9000"}, "seq_max .9000. is larger than ctx .8192."),
         ({"LLM_KV_TYPE": "q8_0", "LLM_FLASH_ATTENTION": "off"}, "kv_type q8_0 needs flash attention"),
