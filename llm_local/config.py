@@ -231,7 +231,9 @@ class Serving(Section):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8080, description="port to listen on; 0 takes a free one")
     api_keys: Names = Field((), description="keys that clients must send one of, by commas; unset: open", repr=False)
-    queue_max: Annotated[int, Field(ge=0)] = Field(256, description="sequences that may wait; one more gets 429")
+    queue_max: Annotated[int, Field(ge=0)] = Field(
+        256, description="sequences that may wait, or requests at the upstream; one more gets 429"
+    )
     request_timeout: Annotated[float, Field(gt=0)] = Field(600.0, description="seconds to a request's deadline")
     send_timeout: Annotated[float, Field(gt=0)] = Field(60.0, description="seconds that a stream waits for its reader")
     drain_timeout: Annotated[float, Field(ge=0)] = Field(30.0, description="seconds that answers get at shutdown")
