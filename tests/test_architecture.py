@@ -22,6 +22,7 @@ ALLOWED = {
     "chat": {"errors"},
     "structured": {"engine", "errors"},
     "server": {"chat", "structured", "engine", "config", "errors"},
+    "client": set(),
     "bench": {"errors", "client"},
     "cli": {"bench", "server", "chat", "structured", "engine", "llama", "models", "config", "errors"},
     "__main__": {"cli"},

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,37 +18,19 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import uvicorn
 
 from llm_local.config import Settings
 from llm_local.server.app import create_app
 from llm_local.server.runtime import Runtime
 from llm_local.server.upstream import Upstream
 from tests.server.conftest import Served, serving
+from tests.server.faulty import Faulty, running
 from tests.server.test_errors import error_of
 from tests.server.test_lifecycle import slow_backend
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Привет"}]
 CHAT = "/v1/chat/completions"
 ENDLESS = {"messages": MESSAGES, "max_tokens": 900, "ignore_eos": True}
-
-
-@contextmanager
-def running(app: Any) -> Iterator[str]:
-    """Run an ASGI application on a free port, and stop it."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(64)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        listener.close()
-        assert not thread.is_alive()
 
 
 @contextmanager
@@ -244,45 +226,6 @@ def test_what_is_at_the_upstream_is_limited_by_queue_max() -> None:
         answer = http.post(CHAT, json={"messages": MESSAGES})
         assert (answer.status_code, error_of(answer)["code"]) == (429, "queue_full")
         first.join()
-
-
-class Faulty:
-    """An upstream that answers what it is told to, byte by byte."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self.status = 200
-        self.headers: dict[str, str] = {}
-        self.chunks: list[bytes] = []
-        self.pause_s = 0.0
-        self.breaks_off = False
-        self.seen: dict[str, Any] = {}
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            return
-        if scope["method"] == "POST":
-            body = b""
-            while True:
-                message = await receive()
-                body += message.get("body", b"")
-                if not message.get("more_body"):
-                    break
-            self.seen = {"body": body, "path": scope["path"], "headers": dict(scope["headers"])}
-        headers = [(name.encode(), value.encode()) for name, value in self.headers.items()]
-        await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        async for chunk in self._paced():
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        if self.breaks_off:
-            raise RuntimeError("broke off")
-        await send({"type": "http.response.body", "body": b""})
-
-    async def _paced(self) -> AsyncIterator[bytes]:
-        for chunk in self.chunks:
-            yield chunk
-            await asyncio.sleep(self.pause_s)
 
 
 @pytest.fixture(scope="module")
