@@ -155,5 +155,5 @@ def _set_up_logging(settings: Settings) -> None:
     logging.basicConfig(
         level=level, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", force=True
     )
-    for name in ("asyncio", "sse_starlette", "httpx", "uvicorn"):
+    for name in ("asyncio", "sse_starlette", "httpx", "httpcore", "uvicorn"):
         logging.getLogger(name).setLevel("WARNING")

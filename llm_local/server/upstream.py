@@ -150,6 +150,7 @@ class Upstream:
         return min(float(asked), self._timeout_s)
 
     async def _listing(self) -> list[dict[str, Any]]:
+        log.debug("asking %s for its models", self.shown)
         try:
             async with asyncio.timeout(LISTING_S):
                 answer = await self._http.get(f"{self.url}/models")
@@ -201,6 +202,7 @@ class Exchange:
         """
         async with self._guard():
             renamed = {**body, "model": await self._upstream.named(_name(body))}
+            log.debug("%s goes to %s%s as %s", request_id, self._upstream.shown, path, renamed["model"])
             request = http.build_request(
                 "POST",
                 self._upstream.url + path,
