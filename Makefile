@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test fast check bench image-cpu image-cuda
+.PHONY: help install serve test fast check docs bench image-cpu image-cuda
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -40,6 +40,9 @@ check: $(STAMP)  ## linters, types, architecture
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+docs: $(STAMP)  ## make docs/configuration.md from the settings
+	$(BIN)/python -m llm_local config --markdown > docs/configuration.md
 
 bench: $(STAMP)  ## compare servers: make bench ARGS="ours=http://127.0.0.1:8080 peer=http://127.0.0.1:8081"
 	$(BIN)/python -m llm_local bench $(ARGS)

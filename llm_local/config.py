@@ -1,7 +1,7 @@
-"""Settings: defaults < TOML file < environment (`LLM_*`) < flags. Each option is written once, here.
+"""Settings: defaults < TOML file < environment (`LLM_*`) < flags. Each option is written once, in its section.
 
 The names in a TOML file are those of the fields, in the environment `LLM_` and the name in capitals, on the command
-line `--` and the name with hyphens.
+line `--` and the name with hyphens. `docs/configuration.md` is made from this file (`make docs`).
 """
 
 from __future__ import annotations
@@ -11,15 +11,25 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from llm_local.environment import ENV_PREFIX, clean, settings_in
 from llm_local.errors import StartupError
 
-ENV_PREFIX = "LLM_"
-NOT_SETTINGS = ("LLM_LOCAL_", "LLM_CONFIG", "LLM_BASE_URL", "LLM_PROVIDER")
-"""Names in the environment that are for others: clients, tests, and what Kubernetes makes of a service `llm-local`."""
+OPENAI_VARIABLES = {"upstream_url": "OPENAI_BASE_URL", "upstream_api_key": "OPENAI_API_KEY"}
+"""Where the settings of an upstream are looked for when nothing else gives them: what OpenAI's own client reads."""
 
 
 def _split(value: object) -> object:
@@ -40,19 +50,84 @@ def _optional(kind: Any) -> Any:
     return Annotated[kind | None, BeforeValidator(_empty_is_none)]
 
 
-class Settings(BaseModel):
-    """Everything that can be set."""
+class Section(BaseModel):
+    """Settings that belong together.
+
+    Attributes:
+        title: heading in the documentation.
+        without_upstream: whether they mean something only where this process computes.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    engine: Literal["llama.cpp"] = Field("llama.cpp", description="what computes: llama.cpp, in this process")
+    title: ClassVar[str]
+    without_upstream: ClassVar[bool] = True
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _choices_have_no_case(cls, value: object, info: ValidationInfo) -> object:
+        lower = value.lower() if isinstance(value, str) else value
+        return lower if lower in choices(info.field_name or "") else value
+
+
+class Model(Section):
+    """What is served."""
+
+    title = "Model"
+    without_upstream = False
+
+    engine: Literal["llama.cpp", "openai_compatible"] = Field(
+        "llama.cpp", description="what computes: llama.cpp, in this process; or an OpenAI server at upstream_url"
+    )
     model: str = Field("smollm2-135m", description="GGUF: a path, a file in models_dir, or the embedded smollm2-135m")
-    models_dir: Path = Field(Path("models"), description="folder in which `model` is looked up")
     model_id: _optional(str) = Field(None, description="name in the API; unset: the file's name without quantization")  # type: ignore[valid-type]
     model_aliases: Names = Field((), description="more names that requests may use, by commas; * accepts any")
+
+
+class Upstream(Section):
+    """Where requests go with `engine = "openai_compatible"`."""
+
+    title = "Upstream"
+    without_upstream = False
+
+    upstream_url: _optional(str) = Field(  # type: ignore[valid-type]
+        None,
+        description="address of the OpenAI server that answers, such as http://llm-vllm:8000/v1; "
+        "unset: OPENAI_BASE_URL",
+    )
+    upstream_api_key: _optional(str) = Field(  # type: ignore[valid-type]
+        None, description="key that the upstream asks for; unset: OPENAI_API_KEY", repr=False
+    )
+    upstream_model: _optional(str) = Field(  # type: ignore[valid-type]
+        None, description="name of the model there, sent in place of ours; unset: names go as they come"
+    )
+
+    @field_validator("upstream_url")
+    @classmethod
+    def _is_an_address(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be an address such as http://llm-vllm:8000/v1")
+        return url.rstrip("/") if parts.path.strip("/") else url.rstrip("/") + "/v1"
+
+
+class Weights(Section):
+    """Where the weights are and what holds them."""
+
+    title = "Weights"
+
+    models_dir: Path = Field(Path("models"), description="folder in which `model` is looked up")
     gpu_layers: Literal["auto"] | Annotated[int, Field(ge=-1)] = Field(
         "auto", description="layers on the GPU: auto, -1 (all), 0 or a number", union_mode="left_to_right"
     )
+
+
+class Computing(Section):
+    """How much is computed together, and where."""
+
+    title = "Context and computing"
 
     ctx: Annotated[int, Field(ge=16)] = Field(8192, description="KV cells, shared by all sequences")
     seq_max: _optional(Count) = Field(None, description="longest prompt + answer in tokens; unset: ctx")  # type: ignore[valid-type]
@@ -70,6 +145,13 @@ class Settings(BaseModel):
     mlock: bool = Field(False, description="keep the weights from being swapped out")
     batch_size: Annotated[int, Field(ge=1)] = Field(512, description="rows of one decode")
     ubatch_size: Annotated[int, Field(ge=1)] = Field(512, description="rows of one pass over the weights")
+
+
+class PrefixCache(Section):
+    """Where the KV of idle sequences stays."""
+
+    title = "Prefix cache"
+
     host_cache_mb: Annotated[int, Field(ge=0)] = Field(
         96, description="host memory for the KV of idle sequences; 0: what is evicted is computed again"
     )
@@ -80,6 +162,13 @@ class Settings(BaseModel):
     warm_prefixes: _optional(Path) = Field(  # type: ignore[valid-type]
         None, description="JSON file of system prompts or message lists that are computed before the first request"
     )
+
+
+class Pace(Section):
+    """How prompts and guesses share the steps with answers."""
+
+    title = "Pace and guesses"
+
     target_gap_ms: _optional(Annotated[float, Field(gt=0)]) = Field(  # type: ignore[valid-type]
         None, description="longest step in which answers run; unset: 50 on a GPU, on a CPU by the time of a step"
     )
@@ -93,6 +182,12 @@ class Settings(BaseModel):
         True, description="guess tokens that repeat prompt or prediction, where that is quicker"
     )
 
+
+class Prompting(Section):
+    """What a request gets that is silent."""
+
+    title = "Prompts and sampling"
+
     chat_template: _optional(str) = Field(  # type: ignore[valid-type]
         None, description="chatml, qwen2, llama-3, gemma, or a Jinja file; unset: the GGUF's own"
     )
@@ -102,6 +197,12 @@ class Settings(BaseModel):
     min_p: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="where the request is silent")
     repeat_penalty: Annotated[float, Field(gt=0, le=10)] = Field(1.0, description="where the request is silent")
 
+
+class StructuredOutput(Section):
+    """What answers must be."""
+
+    title = "Structured output"
+
     grammar_engine: Literal["auto", "llguidance", "llama"] = Field(
         "auto", description="what enforces schemas and grammars; llama is LlamaGrammar alone"
     )
@@ -109,27 +210,65 @@ class Settings(BaseModel):
     json_compact: bool = Field(True, description="no optional whitespace in enforced JSON")
     json_close: bool = Field(False, description="end enforced JSON validly before max_tokens would cut it")
 
+
+class Embedding(Section):
+    """Vectors of texts."""
+
+    title = "Embeddings"
+
     embedding: bool = Field(True, description="serve embeddings")
     embedding_model: _optional(str) = Field(None, description="GGUF of its own for embeddings; unset: `model`")  # type: ignore[valid-type]
     embedding_ctx: Count = Field(2048, description="longest input of an embedding in tokens")
     embedding_pooling: Literal["auto", "mean", "cls", "last"] = Field("auto", description="auto: what the GGUF says")
 
+
+class Serving(Section):
+    """Who may ask, and for how long."""
+
+    title = "Server"
+    without_upstream = False
+
     host: str = Field("127.0.0.1", description="address to listen on")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8080, description="port to listen on; 0 takes a free one")
     api_keys: Names = Field((), description="keys that clients must send one of, by commas; unset: open", repr=False)
-    queue_max: Annotated[int, Field(ge=0)] = Field(256, description="sequences that may wait; one more gets 429")
+    queue_max: Annotated[int, Field(ge=0)] = Field(
+        256, description="sequences that may wait, or requests at the upstream; one more gets 429"
+    )
     request_timeout: Annotated[float, Field(gt=0)] = Field(600.0, description="seconds to a request's deadline")
     send_timeout: Annotated[float, Field(gt=0)] = Field(60.0, description="seconds that a stream waits for its reader")
     drain_timeout: Annotated[float, Field(ge=0)] = Field(30.0, description="seconds that answers get at shutdown")
     max_body_bytes: Annotated[int, Field(ge=1024)] = Field(8 * 2**20, description="largest request body")
 
+
+class Logging(Section):
+    """What is written about it."""
+
+    title = "Logging"
+    without_upstream = False
+
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
     verbose: bool = Field(False, description="log at debug level, llama.cpp's own lines too")
+
+
+SECTIONS: tuple[type[Section], ...] = (
+    Model, Upstream, Weights, Computing, PrefixCache, Pace, Prompting, StructuredOutput, Embedding, Serving, Logging,
+)  # fmt: skip
+
+
+# The last base comes first in `model_fields`, so that they are in the order of SECTIONS.
+class Settings(
+    Logging, Serving, Embedding, StructuredOutput, Prompting, Pace, PrefixCache, Computing, Weights, Upstream, Model
+):
+    """Everything that can be set."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         if self.seq_max is not None and self.seq_max > self.ctx:
             raise ValueError(f"seq_max ({self.seq_max}) is larger than ctx ({self.ctx})")
+        if self.engine == "openai_compatible" and self.upstream_url is None:
+            raise ValueError(
+                "engine openai_compatible needs to know where: set LLM_UPSTREAM_URL, such as http://llm-vllm:8000/v1"
+            )
         if self.kv_type != "f16" and self.flash_attention == "off":
             raise ValueError(f"kv_type {self.kv_type} needs flash attention: set flash_attention to auto or on")
         if self.disk_cache_dir is not None and not self.host_cache_mb:
@@ -140,6 +279,14 @@ class Settings(BaseModel):
     def window(self) -> int:
         """Longest sequence in tokens, before the model's own limit."""
         return self.seq_max or self.ctx
+
+    @property
+    def ineffective(self) -> list[str]:
+        """Names of settings that were given and change nothing with this engine."""
+        if self.engine == "llama.cpp":
+            return [name for name in Upstream.model_fields if name in self.model_fields_set]
+        local = [section for section in SECTIONS if section.without_upstream]
+        return [name for section in local for name in section.model_fields if name in self.model_fields_set]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +310,8 @@ def load(flags: Mapping[str, str | None], environment: Mapping[str, str], config
     """
     values: dict[str, Any] = {}
     sources = dict.fromkeys(Settings.model_fields, "default")
-    if config_file is None and environment.get("LLM_CONFIG"):
-        config_file = Path(environment["LLM_CONFIG"])
+    if config_file is None and (named := clean(environment.get("LLM_CONFIG", ""))):
+        config_file = Path(named)
     layers = [
         *([(str(config_file), _from_toml(config_file))] if config_file is not None else []),
         ("environment", _from_environment(environment)),
@@ -173,6 +320,10 @@ def load(flags: Mapping[str, str | None], environment: Mapping[str, str], config
     for source, layer in layers:
         for name, value in layer.items():
             values[name], sources[name] = value, source
+    if str(values.get("engine", "")).lower() == "openai_compatible":
+        for name, variable in OPENAI_VARIABLES.items():
+            if not values.get(name) and (value := clean(environment.get(variable, ""))):
+                values[name], sources[name] = value, variable
     try:
         return Loaded(Settings.model_validate(values), sources)
     except ValidationError as error:
@@ -194,12 +345,11 @@ def _from_toml(path: Path) -> dict[str, Any]:
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for variable, value in environment.items():
-        if not variable.startswith(ENV_PREFIX) or variable.startswith(NOT_SETTINGS):
-            continue
+    for variable, value in settings_in(environment):
         name = variable.removeprefix(ENV_PREFIX).lower()
         _check_known(name, "environment", variable)
-        found[name] = value
+        if value:
+            found[name] = value
     return found
 
 
@@ -218,7 +368,23 @@ def _explain(error: ValidationError, values: Mapping[str, Any], sources: Mapping
     if not first["loc"]:
         return f"bad configuration: {reason}"
     name = str(first["loc"][0])
-    return f"bad value for {name} ({sources.get(name, 'default')}): {values.get(name)!r}: {reason}"
+    value = "(hidden)" if not Settings.model_fields[name].repr else repr(values.get(name))
+    hint = ""
+    if sources.get(name) == "environment" and " #" in value:
+        hint = "; a comment needs a line of its own in an environment file"
+    return f"bad value for {name} ({sources.get(name, 'default')}): {value}: {reason}{hint}"
+
+
+def choices(name: str) -> tuple[str, ...]:
+    """Return the words that a field takes, such as `auto`; of a field that takes any text, none."""
+    field = Settings.model_fields.get(name)
+    return tuple(_words(field.annotation)) if field is not None else ()
+
+
+def _words(annotation: Any) -> list[str]:
+    if get_origin(annotation) is Literal:
+        return [word for word in get_args(annotation) if isinstance(word, str)]
+    return [word for part in get_args(annotation) for word in _words(part)]
 
 
 def variable_name(name: str) -> str:

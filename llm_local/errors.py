@@ -16,12 +16,15 @@ LLMLocalError                     status type                    code
 │  └─ UnsupportedMediaType        415    invalid_request_error   unsupported_media_type
 ├─ QueueFull                      429    rate_limit_error        queue_full              + Retry-After
 ├─ DeadlineExceeded               504    timeout_error           deadline_exceeded
+├─ UpstreamRefused                as the upstream had them
 └─ EngineError                    500    server_error            internal_error
+   ├─ UpstreamFailed              502    server_error            upstream_failed
    ├─ DecodeFailed                500    server_error            decode_failed           this batch only
    └─ Unavailable                 503    server_error            unavailable             + Retry-After
       ├─ EngineDead               503    server_error            engine_dead
       ├─ Draining                 503    server_error            draining
-      └─ Loading                  503    server_error            loading
+      ├─ Loading                  503    server_error            loading
+      └─ UpstreamUnavailable      503    server_error            upstream_unavailable
 """
 
 from __future__ import annotations
@@ -154,6 +157,16 @@ class DeadlineExceeded(LLMLocalError):
     code = "deadline_exceeded"
 
 
+class UpstreamRefused(LLMLocalError):
+    """The upstream's own error, for the client to read."""
+
+    def __init__(
+        self, message: str, *, status: int, type: str, code: str | None, param: str | None, retry_after_s: int | None
+    ) -> None:
+        super().__init__(message, param=param, retry_after_s=retry_after_s)
+        self.status, self.type, self.code = status, type, code
+
+
 class EngineError(LLMLocalError):
     """Something broke on the inside; the text says nothing of it."""
 
@@ -162,6 +175,13 @@ class DecodeFailed(EngineError):
     """One batch could not be computed; the sequences in it are lost, the others go on."""
 
     code = "decode_failed"
+
+
+class UpstreamFailed(EngineError):
+    """The upstream broke off, or answered what is no answer."""
+
+    status = 502
+    code = "upstream_failed"
 
 
 class Unavailable(EngineError):
@@ -187,3 +207,9 @@ class Loading(Unavailable):
     """The model is not loaded yet."""
 
     code = "loading"
+
+
+class UpstreamUnavailable(Unavailable):
+    """The upstream cannot be reached, or does not serve what is forwarded to it."""
+
+    code = "upstream_unavailable"

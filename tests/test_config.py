@@ -8,9 +8,12 @@ import pytest
 
 from llm_local import config
 from llm_local.cli import main
+from llm_local.cli.config import markdown
 from llm_local.errors import StartupError
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+PAGE = ROOT / "docs" / "configuration.md"
 
 
 def test_flags_beat_the_environment_that_beats_the_file_that_beats_defaults(tmp_path: Path) -> None:
@@ -29,7 +32,6 @@ def test_flags_beat_the_environment_that_beats_the_file_that_beats_defaults(tmp_
         ({"LLM_PARALEL": "2"}, "unknown setting LLM_PARALEL .environment.; the nearest is LLM_PARALLEL"),
         ({"LLM_CTX": "many"}, "bad value for ctx .environment.: 'many': .*integer"),
         ({"LLM_CTX": "1"}, "greater than or equal to 16"),
-        ({"LLM_PORT": "tcp://10.0.0.1:8080"}, "bad value for port"),
         ({"LLM_ENGINE": "vllm"}, "llama.cpp"),
         ({"LLM_SEQ_MAX": "9000"}, "seq_max .9000. is larger than ctx .8192."),
         ({"LLM_KV_TYPE": "q8_0", "LLM_FLASH_ATTENTION": "off"}, "kv_type q8_0 needs flash attention"),
@@ -98,3 +100,25 @@ def test_errors_of_the_command_line_are_one_line_and_exit_2(capsys: pytest.Captu
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert err.startswith("llm-local: error: bad value for ctx")
+
+
+def test_the_page_of_settings_is_up_to_date() -> None:
+    assert PAGE.read_text() == markdown(), f"{PAGE} is old: run `make docs`"
+
+
+def test_the_page_has_every_setting_once_with_its_names_default_and_allowed_values() -> None:
+    lines = markdown().splitlines()
+    for name in config.Settings.model_fields:
+        (line,) = [one for one in lines if one.startswith(f"| `{config.variable_name(name)}` |")]
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[1:3] == [f"`{config.flag_name(name)}`", f"`{name}`"]
+        assert all(cells)
+    assert "| `LLM_PARALLEL` | `--parallel` | `parallel` | `4` | a whole number, 1 to 128 |" in markdown()
+    assert "| `auto`, a whole number from -1 |" in markdown()
+
+
+def test_every_setting_stands_in_a_section() -> None:
+    sections = {name for section in config.SECTIONS for name in section.model_fields}
+    assert list(config.Settings.model_fields) == [name for section in config.SECTIONS for name in section.model_fields]
+    assert set(config.Settings.model_fields) == sections, "put the setting into one of the sections in config.py"
+    assert all(field.description for field in config.Settings.model_fields.values())

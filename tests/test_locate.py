@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from llm_local.cli.serve import _locate
+from llm_local.config import Settings
 from llm_local.errors import StartupError
 from llm_local.models.locate import locate, quantization, served_name
 
@@ -42,3 +44,11 @@ def test_what_is_missing_says_where_it_looked_and_what_is_near(tmp_path: Path) -
     (tmp_path / "big-00001-of-00002.gguf").touch()
     with pytest.raises(StartupError, match=r"1 are missing, first big-00002-of-00002\.gguf"):
         locate("big", tmp_path)
+
+
+def test_models_dir_is_where_names_are_looked_up(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").touch()
+    settings = Settings(model="a.gguf", embedding_model="a", models_dir=tmp_path)
+    assert _locate(settings) == [tmp_path / "a.gguf", tmp_path / "a.gguf", None]
+    with pytest.raises(StartupError, match="no such model"):
+        _locate(Settings(model="a.gguf", models_dir=tmp_path / "none"))

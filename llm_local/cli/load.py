@@ -277,7 +277,9 @@ def _embedder(
 def _served(model: LlamaModel, settings: Settings, window: int, *, embeds: bool) -> ServedModel:
     default = served_name(model.path)
     name = settings.model_id or default
-    aliases = dict.fromkeys([*settings.model_aliases, default, model.path.name, model.path.stem])
+    # Clients take the name from the same environment as the server.
+    given = Path(settings.model).name
+    aliases = dict.fromkeys([*settings.model_aliases, default, model.path.name, model.path.stem, given])
     return ServedModel(
         id=name,
         aliases=tuple(alias for alias in aliases if alias != name),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llm_local import __version__, config
 from llm_local.cli.bench import add_arguments, bench
+from llm_local.cli.config import show_config, show_markdown, shown
 from llm_local.errors import StartupError
 
 EXIT_STARTUP = 2
@@ -22,6 +23,8 @@ def main(arguments: SequenceOf[str] | None = None) -> int:
     try:
         if options.command == "bench":
             return bench(options)
+        if options.command == "config" and options.markdown:
+            return show_markdown()
         flags = {name: getattr(options, name) for name in config.Settings.model_fields}
         loaded = config.load(flags, os.environ, options.config)
         if options.command == "config":
@@ -36,29 +39,6 @@ def main(arguments: SequenceOf[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-def show_config(loaded: config.Loaded) -> int:
-    """Print every setting, its value, and where the value came from."""
-    rows = []
-    for name, field in config.Settings.model_fields.items():
-        value = getattr(loaded.settings, name)
-        shown = "(hidden)" if not field.repr and value else _shown(value)
-        rows.append((name, shown, loaded.sources[name], config.variable_name(name), field.description or ""))
-    head = ("setting", "value", "from", "variable", "meaning")
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(4)]
-    for row in [head, *rows]:
-        cells = [cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)]
-        print("  ".join([*cells, row[4]]))
-    return 0
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "(unset)"
-    if isinstance(value, tuple):
-        return ",".join(value) or "(unset)"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="llm-local", description="Serve a GGUF model over the OpenAI API from one Python process."
@@ -66,7 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"llm-local {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add(commands, "serve", "load a model and serve it")
-    _add(commands, "config", "print every setting, its value and where it came from")
+    config_command = _add(commands, "config", "print every setting, its value and where it came from")
+    config_command.add_argument("--markdown", action="store_true", help="print docs/configuration.md instead")
     text = "load OpenAI servers side by side and compare them"
     add_arguments(
         commands.add_parser(
@@ -76,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str) -> None:
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
+) -> argparse.ArgumentParser:
     command = commands.add_parser(
         name,
         help=text,
@@ -85,10 +68,11 @@ def _add(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: st
     )
     command.add_argument("--config", type=Path, metavar="TOML", help="configuration file, such as configs/cpu.toml")
     for field_name, field in config.Settings.model_fields.items():
-        default = _shown(field.default)
+        default = shown(field.default)
         command.add_argument(
             config.flag_name(field_name),
             metavar="X",
             dest=field_name,
             help=f"{field.description} [{default}]".replace("%", "%%"),
         )
+    return command

@@ -7,15 +7,17 @@ import logging
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 from sse_starlette.sse import AppStatus
 
-from llm_local.config import Settings
+from llm_local.config import Settings, variable_name
 from llm_local.errors import StartupError
 from llm_local.server.app import create_app
 from llm_local.server.runtime import Loaded, Runtime
+from llm_local.server.upstream import Upstream
 
 log = logging.getLogger("llm_local")
 
@@ -37,17 +39,19 @@ def serve(settings: Settings) -> int:
     """
     _set_up_logging(settings)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    from llm_local.models.locate import locate
-
-    path = locate(settings.model, settings.models_dir)
-    embedding_path = locate(settings.embedding_model, settings.models_dir) if settings.embedding_model else None
-    draft_path = locate(settings.draft_model, settings.models_dir) if settings.draft_model else None
+    upstream = _upstream(settings) if settings.engine == "openai_compatible" else None
+    paths = _locate(settings) if upstream is None else []
+    if settings.ineffective:
+        names = ", ".join(variable_name(name) for name in settings.ineffective)
+        log.warning("with LLM_ENGINE=%s these change nothing: %s", settings.engine, names)
     listener = _bind(settings.host, settings.port)
     engine_died = asyncio.Event()
 
     def load() -> Loaded:
         from llm_local.cli.load import Weights, load_model
 
+        path, embedding_path, draft_path = paths
+        assert path is not None
         return load_model(Weights(path, embedding_path, draft_path), settings, on_death=died)
 
     def stop() -> None:
@@ -57,7 +61,7 @@ def serve(settings: Settings) -> int:
         engine_died.set()
         asyncio.get_running_loop().call_later(DEATH_NOTICE_S, stop)
 
-    runtime = Runtime(settings, load)
+    runtime = Runtime(settings, load if upstream is None else None, upstream)
     server = _Server(
         uvicorn.Config(
             create_app(runtime, on_failure=stop),
@@ -74,7 +78,8 @@ def serve(settings: Settings) -> int:
     # Answers that are being streamed at shutdown may finish: uvicorn waits for them up to `drain_timeout`.
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
     host, port = listener.getsockname()[:2]
-    log.info("listening on http://%s:%d, loading %s", host, port, path.name)
+    what = f"forwarding to {upstream.shown}" if upstream is not None else f"loading {paths[0]}"
+    log.info("listening on http://%s:%d, %s", host, port, what)
     if host not in ("127.0.0.1", "::1") and not settings.api_keys:
         log.warning("anyone who reaches %s:%d can use this server: set LLM_API_KEYS", host, port)
     # Uvicorn raises the signal that stopped it once more when it is done; the exit code is ours to give.
@@ -97,7 +102,27 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: Any) -> None:
         if self._runtime.loaded is not None:
             self._runtime.loaded.engine.drain()
+        if self._runtime.upstream is not None:
+            self._runtime.upstream.drain()
         super().handle_exit(sig, frame)
+
+
+def _locate(settings: Settings) -> list[Path | None]:
+    """Return the files of the model, the embedding model and the draft model."""
+    from llm_local.models.locate import locate
+
+    names = (settings.model, settings.embedding_model, settings.draft_model)
+    return [locate(name, settings.models_dir) if name else None for name in names]
+
+
+def _upstream(settings: Settings) -> Upstream:
+    from llm_local.models.locate import served_name
+
+    known = "model" in settings.model_fields_set
+    ours = settings.model_id or (served_name(Path(settings.model)) if known else None)
+    more = [settings.model, Path(settings.model).name] if known else []
+    names = dict.fromkeys(name for name in (ours, *settings.model_aliases, *more) if name)
+    return Upstream(settings, tuple(names))
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -130,5 +155,5 @@ def _set_up_logging(settings: Settings) -> None:
     logging.basicConfig(
         level=level, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", force=True
     )
-    for name in ("asyncio", "sse_starlette", "httpx", "uvicorn"):
+    for name in ("asyncio", "sse_starlette", "httpx", "httpcore", "uvicorn"):
         logging.getLogger(name).setLevel("WARNING")

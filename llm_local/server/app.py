@@ -20,7 +20,7 @@ from starlette.responses import Response
 from llm_local import __version__
 from llm_local.engine.warm import warm
 from llm_local.errors import Draining, LLMLocalError
-from llm_local.server import errors, info
+from llm_local.server import errors, forward, info
 from llm_local.server.chat import apply_template, chat_completions
 from llm_local.server.completions import completions
 from llm_local.server.embeddings import embeddings
@@ -36,6 +36,7 @@ from llm_local.server.schema import (
     TokenizeRequest,
 )
 from llm_local.server.stream import ClientLeft
+from llm_local.server.upstream_metrics import UpstreamMetrics
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,17 @@ GETS: list[tuple[str, Handler]] = [
     ("/v1/models/{id:path}", info.get_model),
     ("/health", info.health),
     ("/health/ready", info.health),
+    ("/health/live", info.live),
+    ("/metrics", metrics),
+]
+FORWARDED_POSTS: list[tuple[str, Handler, type[BaseModel]]] = [
+    (path, forward.forward, body) for path, _, body in POSTS if path.startswith("/v1/")
+]
+FORWARDED_GETS: list[tuple[str, Handler]] = [
+    ("/v1/models", forward.list_models),
+    ("/v1/models/{id:path}", forward.get_model),
+    ("/health", forward.health),
+    ("/health/ready", forward.health),
     ("/health/live", info.live),
     ("/metrics", metrics),
 ]
@@ -83,6 +95,7 @@ ERRORS = {
     "415": "The body is not JSON.",
     "429": "The queue is full; `Retry-After` says when to come back.",
     "500": "An internal error.",
+    "502": "The upstream failed.",
     "503": "Loading, draining or dead.",
     "504": "The deadline passed.",
 }
@@ -98,6 +111,10 @@ def create_app(runtime: Runtime, on_failure: Callable[[], None] = lambda: None) 
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        if runtime.upstream is not None:
+            async with runtime.upstream.running():
+                yield
+            return
         loading = asyncio.create_task(_load(runtime, on_failure))
         yield
         if runtime.warming is not None:
@@ -118,9 +135,12 @@ def create_app(runtime: Runtime, on_failure: Callable[[], None] = lambda: None) 
     errors.install(app)
     for gone in (ClientLeft, ClientDisconnect):
         app.add_exception_handler(gone, _nobody_to_answer)
-    for path, handler, body in POSTS:
+    if runtime.upstream is not None:
+        app.state.upstream_metrics = UpstreamMetrics(runtime.metrics.registry)
+    posts, gets = (POSTS, GETS) if runtime.upstream is None else (FORWARDED_POSTS, FORWARDED_GETS)
+    for path, handler, body in posts:
         _add(app, path, handler, "POST", _body_schema(body))
-    for path, handler in GETS:
+    for path, handler in gets:
         _add(app, path, handler, "GET", {})
     if runtime.settings.api_keys:
         app.add_middleware(ApiKeys, keys=runtime.settings.api_keys)
@@ -140,6 +160,7 @@ async def _load(runtime: Runtime, on_failure: Callable[[], None]) -> None:
     """Load the weights and compute the warm prefixes, while `/health` answers."""
     began = time.monotonic()
     try:
+        assert runtime.load is not None, "without weights there must be an upstream"
         loaded = await _on_thread(runtime.load)
         await _warm(runtime, loaded)
     except Draining:

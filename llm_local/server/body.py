@@ -43,6 +43,19 @@ async def read_body(request: Request, kind: type[B], max_bytes: int) -> B:
     Raises:
         UnsupportedMediaType, BodyTooLarge, RequestError, UnknownParameter: it cannot be taken.
     """
+    value = await read_object(request, max_bytes)
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise explain(error, value, kind) from None
+
+
+async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
+    """Read the body, whatever fields it has.
+
+    Raises:
+        UnsupportedMediaType, BodyTooLarge, RequestError: it is no JSON object.
+    """
     _check_media_type(request)
     data = await _read(request, max_bytes)
     try:
@@ -51,10 +64,7 @@ async def read_body(request: Request, kind: type[B], max_bytes: int) -> B:
         raise RequestError(f"The body is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise RequestError(f"The body must be a JSON object, not {_kind(value)}.")
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        raise explain(error, value, kind) from None
+    return value
 
 
 def explain(error: ValidationError, value: Any, kind: type[BaseModel]) -> RequestError:

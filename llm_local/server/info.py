@@ -41,10 +41,15 @@ async def health(request: Request) -> Response:
     try:
         _ = runtime.ready
     except LLMLocalError as error:
-        headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s is not None else None
-        status = error.code if error.status == 503 else "failed"
-        return JSONResponse({"status": status, **error.envelope()}, 503, headers)
+        return not_ready(error)
     return json_response({"status": "ok"})
+
+
+def not_ready(error: LLMLocalError) -> Response:
+    """Return the answer of `/health` while requests are not taken."""
+    headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s is not None else None
+    status = error.code if error.status == 503 else "failed"
+    return JSONResponse({"status": status, **error.envelope()}, 503, headers)
 
 
 async def live(_request: Request) -> Response:

@@ -16,6 +16,7 @@ from llm_local.engine.engine import Engine
 from llm_local.engine.radix_tree import Tokens
 from llm_local.errors import EngineError, LLMLocalError, Loading, ModelNotFound
 from llm_local.server.metrics import Metrics
+from llm_local.server.upstream import Upstream
 from llm_local.structured.grammars import Grammars
 
 T = TypeVar("T")
@@ -126,14 +127,16 @@ class Runtime:
     """The state of the server.
 
     Attributes:
-        load: loads the weights; called once, on a thread of its own.
+        load: loads the weights; called once, on a thread of its own. None with an upstream.
+        upstream: who computes instead of this process.
         warming: what is loaded and computes its warm prefixes.
         failed: why loading failed.
         n_embedding: embedding requests that run or wait.
     """
 
     settings: Settings
-    load: Callable[[], Loaded]
+    load: Callable[[], Loaded] | None = None
+    upstream: Upstream | None = None
     loaded: Loaded | None = None
     warming: Loaded | None = None
     failed: LLMLocalError | None = None

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import orjson
 from fastapi import Request
@@ -110,7 +110,15 @@ async def whole_answer(request: Request, stream: Stream, n: int) -> list[Choice]
         stream.close()
 
 
-def sse(events: AsyncIterator[bytes], stream: Stream, settings: Settings) -> Response:
+class Closable(Protocol):
+    """What computes an answer, and can be told that nobody wants it any more."""
+
+    def close(self) -> None:
+        """Stop. More than once does no harm."""
+        ...
+
+
+def sse(events: AsyncIterator[bytes], stream: Closable, settings: Settings) -> Response:
     """Return the streaming answer; an error becomes an event without `[DONE]`."""
     return _Sse(
         stream,
@@ -130,7 +138,7 @@ class _Sse(EventSourceResponse):
     send (sse-starlette's `send_timeout`) costs a tenth of a chunk.
     """
 
-    def __init__(self, stream: Stream, events: AsyncIterator[bytes], stall_s: float, **options: Any) -> None:
+    def __init__(self, stream: Closable, events: AsyncIterator[bytes], stall_s: float, **options: Any) -> None:
         super().__init__(events, data_sender_callable=self._watch, **options)
         self._stream = stream
         self._stall_s = stall_s

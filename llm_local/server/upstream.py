@@ -1,0 +1,294 @@
+"""`LLM_ENGINE=openai_compatible`: an OpenAI server, such as vLLM, that computes instead of this process. Event loop.
+
+A request goes on as it came; only the model's name is changed, to what the upstream calls it. So does the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import orjson
+
+from llm_local import __version__
+from llm_local.config import Settings
+from llm_local.errors import DeadlineExceeded, Draining, LLMLocalError, ModelNotFound, QueueFull, UpstreamUnavailable
+from llm_local.server.upstream_errors import from_answer, from_exception, no_listing
+
+log = logging.getLogger(__name__)
+
+CONNECT_S = 5.0
+LISTING_S = 5.0
+"""How long the upstream may take to list its models, by which its health is known."""
+LISTING_AGE_S = 30.0
+"""How old the list may be by which the sole model of the upstream gets our names."""
+MAX_ERROR_BYTES = 65536
+EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
+
+
+class Upstream:
+    """The upstream and the connections to it.
+
+    Args:
+        names: what clients call the model here, its id first; `*` is any name.
+    """
+
+    def __init__(self, settings: Settings, names: tuple[str, ...] = ()) -> None:
+        assert settings.upstream_url is not None
+        self.url: str = settings.upstream_url
+        self.model: str | None = settings.upstream_model
+        self.names = names
+        self.n_open = 0
+        self._max_open = max(settings.queue_max, 1)
+        self._timeout_s = settings.request_timeout
+        self._draining = False
+        self._headers = {"Accept-Encoding": "identity", "User-Agent": f"llm_local/{__version__}"}
+        if settings.upstream_api_key:
+            self._headers["Authorization"] = f"Bearer {settings.upstream_api_key}"
+        self._listed: list[str] = []
+        self._listed_at = 0.0
+        self._http: httpx.AsyncClient
+
+    @property
+    def shown(self) -> str:
+        """The address for the log, without what stands before an @."""
+        url = httpx.URL(self.url)
+        return str(url.copy_with(userinfo=b""))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Keep connections open."""
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=32)
+        timeout = httpx.Timeout(None, connect=CONNECT_S)
+        async with httpx.AsyncClient(headers=self._headers, limits=limits, timeout=timeout) as self._http:
+            first = asyncio.create_task(self._first_look())
+            yield
+            first.cancel()
+
+    def drain(self) -> None:
+        """Take no more requests. Any thread."""
+        self._draining = True
+
+    async def check(self) -> None:
+        """Ask whether requests would be answered.
+
+        Raises:
+            Draining, UpstreamUnavailable, UpstreamFailed: they would not.
+        """
+        if self._draining:
+            raise Draining("The server is shutting down.", retry_after_s=5)
+        await self.models()
+
+    async def models(self) -> list[dict[str, Any]]:
+        """Return what the upstream serves, under the names that it has here.
+
+        Raises:
+            UpstreamUnavailable, UpstreamFailed: it does not answer, or does not serve `upstream_model`.
+        """
+        listed = await self._listing()
+        if self.model is not None:
+            listed = [entry for entry in listed if entry["id"] == self.model] or no_listing(self.model, listed)
+        if len(listed) != 1:
+            return listed
+        names = [name for name in (*self.names, listed[0]["id"]) if name != "*"]
+        return [listed[0] | {"id": names[0], "aliases": list(dict.fromkeys(names[1:]))}]
+
+    async def open(self, path: str, body: Mapping[str, Any], request_id: str) -> Exchange:
+        """Send a request and wait for the head of its answer.
+
+        Raises:
+            QueueFull, Draining, ModelNotFound: it is not sent.
+            DeadlineExceeded, UpstreamRefused, UpstreamFailed, UpstreamUnavailable: it is not answered.
+        """
+        if self._draining:
+            raise Draining("The server is shutting down.", retry_after_s=5)
+        if self.n_open >= self._max_open:
+            raise QueueFull(f"The server is busy: {self.n_open} requests are at the upstream.", retry_after_s=1)
+        self.n_open += 1
+        exchange = Exchange(self, time.monotonic() + self._seconds(body))
+        try:
+            await exchange.send(self._http, path, body, request_id)
+        except BaseException:
+            exchange.close()
+            raise
+        return exchange
+
+    async def named(self, name: str | None) -> str:
+        """Return what the upstream calls the model that a request names.
+
+        Raises:
+            ModelNotFound: it is none of those that are served.
+        """
+        ours = name is None or name in self.names or "*" in self.names
+        if self.model is not None:
+            if ours or name == self.model:
+                return self.model
+            served = ", ".join(f"'{known}'" for known in dict.fromkeys((*self.names, self.model)))
+            raise ModelNotFound(f"The model '{name}' does not exist here. Served: {served}.", param="model")
+        if not ours:
+            assert name is not None
+            return name
+        if not self._listed or time.monotonic() - self._listed_at > LISTING_AGE_S:
+            await self._listing()
+        listed = self._listed
+        if name is not None and name in listed:
+            return name
+        if len(listed) == 1:
+            return listed[0]
+        served = ", ".join(f"'{known}'" for known in listed)
+        raise ModelNotFound(f"Name one of the models in 'model': {served}.", param="model")
+
+    def _seconds(self, body: Mapping[str, Any]) -> float:
+        asked = body.get("timeout")
+        if isinstance(asked, bool) or not isinstance(asked, (int, float)) or asked <= 0:
+            return self._timeout_s
+        return min(float(asked), self._timeout_s)
+
+    async def _listing(self) -> list[dict[str, Any]]:
+        log.debug("asking %s for its models", self.shown)
+        try:
+            async with asyncio.timeout(LISTING_S):
+                answer = await self._http.get(f"{self.url}/models")
+        except TimeoutError:
+            raise UpstreamUnavailable(
+                f"The upstream did not list its models within {LISTING_S:.0f} s.", retry_after_s=5
+            ) from None
+        except httpx.HTTPError as error:
+            raise from_exception(error, self.shown) from None
+        if not answer.is_success:
+            raise from_answer(answer.status_code, answer.headers, answer.content, "/models")
+        entries = _entries(answer.content)
+        self._listed, self._listed_at = [entry["id"] for entry in entries], time.monotonic()
+        return entries
+
+    async def _first_look(self) -> None:
+        try:
+            names = [str(entry["id"]) for entry in await self.models()]
+        except LLMLocalError as error:
+            log.warning("not ready: %s", error)
+        else:
+            log.info("ready: the upstream serves %s", ", ".join(names))
+
+
+class Exchange:
+    """One request at the upstream and its answer. `close` ends it at any point, and the upstream notices."""
+
+    def __init__(self, upstream: Upstream, deadline: float) -> None:
+        self.status = 0
+        self.began = time.monotonic()
+        self.first_byte_s: float | None = None
+        self._upstream = upstream
+        self._deadline = deadline
+        self._answer: httpx.Response | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._open = True
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer comes as server-sent events."""
+        assert self._answer is not None
+        return str(self._answer.headers.get("content-type", "")).startswith("text/event-stream")
+
+    async def send(self, http: httpx.AsyncClient, path: str, body: Mapping[str, Any], request_id: str) -> None:
+        """Send the request and read the head of the answer; of an error, all of it.
+
+        Raises:
+            DeadlineExceeded, ModelNotFound, UpstreamRefused, UpstreamFailed, UpstreamUnavailable: it failed.
+        """
+        async with self._guard():
+            renamed = {**body, "model": await self._upstream.named(_name(body))}
+            log.debug("%s goes to %s%s as %s", request_id, self._upstream.shown, path, renamed["model"])
+            request = http.build_request(
+                "POST",
+                self._upstream.url + path,
+                content=orjson.dumps(renamed),
+                headers={"Content-Type": "application/json", "X-Request-Id": request_id},
+            )
+            self._answer = answer = await http.send(request, stream=True)
+            self.status = answer.status_code
+            if not answer.is_success:
+                raise from_answer(answer.status_code, answer.headers, await _read_some(answer), path)
+
+    async def read(self) -> bytes:
+        """Return the whole answer.
+
+        Raises:
+            DeadlineExceeded, UpstreamFailed: it did not come.
+        """
+        assert self._answer is not None
+        async with self._guard():
+            data = await self._answer.aread()
+        self.first_byte_s = time.monotonic() - self.began
+        return data
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """Yield what comes, as soon as it is a whole event, so that a comment never falls into one.
+
+        Raises:
+            DeadlineExceeded, UpstreamFailed: it broke off.
+        """
+        assert self._answer is not None
+        chunks, tail = self._answer.aiter_raw(), b""
+        while True:
+            async with self._guard():
+                chunk = await anext(chunks, None)
+            if chunk is None:
+                break
+            if self.first_byte_s is None:
+                self.first_byte_s = time.monotonic() - self.began
+            data = tail + chunk
+            end = max((data.rfind(mark) + len(mark) for mark in EVENT_ENDS if mark in data), default=0)
+            tail = data[end:]
+            if end:
+                yield data[:end]
+        if tail:
+            yield tail
+
+    def close(self) -> None:
+        """End it; nothing happens the second time."""
+        if not self._open:
+            return
+        self._open = False
+        self._upstream.n_open -= 1
+        if self._answer is not None:
+            self._closing = asyncio.create_task(self._answer.aclose())
+
+    @asynccontextmanager
+    async def _guard(self) -> AsyncIterator[None]:
+        """Turn time-outs and broken connections into our errors."""
+        try:
+            async with asyncio.timeout(self._deadline - time.monotonic()):
+                yield
+        except TimeoutError:
+            raise DeadlineExceeded("The request's deadline passed.") from None
+        except httpx.HTTPError as error:
+            raise from_exception(error, self._upstream.shown) from None
+
+
+def _name(body: Mapping[str, Any]) -> str | None:
+    name = body.get("model")
+    return name if isinstance(name, str) else None
+
+
+async def _read_some(answer: httpx.Response) -> bytes:
+    data = b""
+    async for chunk in answer.aiter_raw():
+        data += chunk
+        if len(data) >= MAX_ERROR_BYTES:
+            break
+    return data
+
+
+def _entries(data: bytes) -> list[dict[str, Any]]:
+    try:
+        entries = orjson.loads(data)["data"]
+        return [entry for entry in entries if isinstance(entry["id"], str)]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        raise UpstreamUnavailable(
+            "The upstream's /models is not OpenAI's list; does LLM_UPSTREAM_URL end in /v1?", retry_after_s=5
+        ) from None

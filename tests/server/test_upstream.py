@@ -1,0 +1,343 @@
+"""`LLM_ENGINE=openai_compatible`: before a second server of our own on fakes, and one that does all wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from llm_local.config import Settings
+from llm_local.server.app import create_app
+from llm_local.server.runtime import Runtime
+from llm_local.server.upstream import Upstream
+from tests.server.conftest import Served, serving
+from tests.server.faulty import Faulty, running
+from tests.server.test_errors import error_of
+from tests.server.test_lifecycle import slow_backend
+
+MESSAGES: list[Any] = [{"role": "user", "content": "Привет"}]
+CHAT = "/v1/chat/completions"
+ENDLESS = {"messages": MESSAGES, "max_tokens": 900, "ignore_eos": True}
+
+
+@contextmanager
+def forwarding(url: str, names: tuple[str, ...] = (), **settings: Any) -> Iterator[tuple[httpx.Client, Runtime]]:
+    """Run a server of ours in front of another."""
+    chosen = Settings.model_validate({"engine": "openai_compatible", "upstream_url": url, **settings})
+    runtime = Runtime(chosen, upstream=Upstream(chosen, names))
+    with running(create_app(runtime)) as own, httpx.Client(base_url=own, timeout=10, verify=False) as http:
+        yield http, runtime
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Served]:
+    with serving(api_keys="theirs") as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def http(upstream: Served) -> Iterator[httpx.Client]:
+    names = ("qwen2.5-7b-instruct", "Qwen2.5-7B-Instruct-Q5_K_M.gguf")
+    with forwarding(upstream.url, names, upstream_model="fake", upstream_api_key="theirs") as (client, _):
+        yield client
+
+
+def wait_until(what: Any, timeout_s: float = 5.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_an_answer_is_that_of_the_upstream_streamed_or_not(http: httpx.Client, upstream: Served) -> None:
+    fields = {"model": "qwen2.5-7b-instruct", "messages": MESSAGES, "max_tokens": 30, "temperature": 0}
+    with (
+        openai.OpenAI(base_url=f"{http.base_url}/v1", api_key="x", _strict_response_validation=True) as ours,
+        openai.OpenAI(base_url=f"{upstream.url}/v1", api_key="theirs") as theirs,
+    ):
+        expected = theirs.chat.completions.create(**{**fields, "model": "fake"}).choices[0].message.content
+        assert ours.chat.completions.create(**fields).choices[0].message.content == expected
+        chunks = list(ours.chat.completions.create(**fields, stream=True))
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected
+
+
+def test_completions_and_embeddings_are_forwarded_too_and_paths_without_v1(http: httpx.Client) -> None:
+    assert http.post("/v1/completions", json={"prompt": "a", "max_tokens": 3}).json()["object"] == "text_completion"
+    answer = http.post("/embeddings", json={"input": ["a", "b"], "model": "qwen2.5-7b-instruct"}).json()
+    assert len(answer["data"]) == 2
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-7b-instruct", "Qwen2.5-7B-Instruct-Q5_K_M.gguf", "fake", None])
+def test_each_of_our_names_is_the_model_of_the_upstream(http: httpx.Client, name: str | None) -> None:
+    answer = http.post(CHAT, json={"messages": MESSAGES, "max_tokens": 1, "model": name})
+    assert (answer.status_code, answer.json()["model"]) == (200, "fake")
+
+
+def test_a_name_that_nobody_has_is_404_and_lists_ours(http: httpx.Client) -> None:
+    answer = http.post(CHAT, json={"messages": MESSAGES, "model": "gpt-4o"})
+    error = error_of(answer)
+    assert (answer.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
+    assert "'qwen2.5-7b-instruct'" in error["message"]
+
+
+def test_models_are_listed_under_our_names(http: httpx.Client) -> None:
+    (model,) = http.get("/v1/models").json()["data"]
+    assert (model["id"], model["object"]) == ("qwen2.5-7b-instruct", "model")
+    assert model["aliases"] == ["Qwen2.5-7B-Instruct-Q5_K_M.gguf", "fake"]
+    assert http.get("/v1/models/fake").json() == model
+    assert error_of(http.get("/v1/models/nope"))["code"] == "model_not_found"
+
+
+def test_without_upstream_model_names_go_as_they_come_and_ours_are_its_only_model(upstream: Served) -> None:
+    with forwarding(upstream.url + "/v1", ("ours",), upstream_api_key="theirs") as (http, _):
+        for name in ("ours", "alias", None):
+            answer = http.post(CHAT, json={"messages": MESSAGES, "max_tokens": 1, "model": name})
+            assert answer.json()["model"] == "fake"
+        assert error_of(http.post(CHAT, json={"messages": MESSAGES, "model": "gpt-4o"}))["code"] == "model_not_found"
+
+
+def test_the_errors_of_the_upstream_come_back_as_they_are(http: httpx.Client, upstream: Served) -> None:
+    for body in (
+        {"messages": []},
+        {"messages": MESSAGES, "temprature": 1},
+        {"messages": [{**MESSAGES[0], "content": "x" * 9000}]},
+    ):
+        theirs = httpx.post(upstream.url + CHAT, json=body, headers={"x-api-key": "theirs"})
+        ours = http.post(CHAT, json=body)
+        assert (ours.status_code, error_of(ours)) == (theirs.status_code, error_of(theirs))
+
+
+def test_the_server_around_it_is_the_same(upstream: Served) -> None:
+    settings = {"upstream_model": "fake", "upstream_api_key": "theirs", "api_keys": "ours", "max_body_bytes": 2000}
+    with forwarding(upstream.url, **settings) as (http, _):
+        body = {"messages": MESSAGES, "max_tokens": 1}
+        assert error_of(http.post(CHAT, json=body))["code"] == "invalid_api_key"
+        # The client's key is for us, and goes no further.
+        answer = http.post(CHAT, json=body, headers={"x-api-key": "ours", "x-request-id": "abc"})
+        assert (answer.status_code, answer.headers["x-request-id"]) == (200, "abc")
+        keyed = {"x-api-key": "ours"}
+        large = {"messages": [{"role": "user", "content": "x" * 3000}]}
+        assert error_of(http.post(CHAT, json=large, headers=keyed))["code"] == "request_too_large"
+        assert error_of(http.post(CHAT, content=b"[1]", headers=keyed))["message"].startswith("The body must be")
+        assert error_of(http.post("/tokenize", json={"content": "x"}, headers=keyed))["code"] == "not_found"
+        assert http.get("/health").json() == {"status": "ok"}
+        metrics = http.get("/metrics", headers=keyed).text
+        assert 'llm_local_upstream_requests_total{route="/chat/completions",status="200"} 1.0' in metrics
+        assert "llm_local_upstream_open 0.0" in metrics
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_ends_the_request_at_the_upstream(stream: bool) -> None:
+    with serving(slow_backend(), join=True) as served, forwarding(served.url) as (http, runtime):
+
+        async def leave() -> None:
+            async with httpx.AsyncClient(base_url=http.base_url) as client:
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(client.post(CHAT, json={**ENDLESS, "stream": stream}), 0.3)
+
+        asyncio.run(leave())
+        served.wait_idle(2)
+        assert len(served.backend.batches) < 300
+        wait_until(lambda: runtime.upstream.n_open == 0)
+        assert 'status="499"} 1.0' in http.get("/metrics").text
+
+
+def test_events_come_as_they_are_made() -> None:
+    with serving(slow_backend(), join=True) as served, forwarding(served.url) as (http, _):
+        began, times = time.monotonic(), []
+        with http.stream("POST", CHAT, json={**ENDLESS, "max_tokens": 60, "stream": True}) as answer:
+            for line in answer.iter_lines():
+                if line.startswith("data: {"):
+                    times.append(time.monotonic() - began)
+        assert times[-1] > 0.3
+        assert times[3] < times[-1] / 3
+
+
+def test_a_deadline_is_504_before_the_first_byte_and_an_event_after_it() -> None:
+    with serving(slow_backend(), join=True) as served, forwarding(served.url, request_timeout=0.4) as (http, _):
+        answer = http.post(CHAT, json=ENDLESS)
+        assert (answer.status_code, error_of(answer)["code"]) == (504, "deadline_exceeded")
+        streamed = http.post(CHAT, json={**ENDLESS, "stream": True}).text
+        assert '"deadline_exceeded"' in streamed
+        assert "[DONE]" not in streamed
+        served.wait_idle(2)
+        began = time.monotonic()
+        assert http.post(CHAT, json={**ENDLESS, "timeout": 0.1}).status_code == 504
+        assert time.monotonic() - began < 0.35
+
+
+def test_an_upstream_that_is_down_is_503_and_comes_back_by_itself(upstream: Served) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with forwarding(url, upstream_api_key="theirs") as (http, runtime):
+            answer = http.get("/health")
+            assert (answer.status_code, answer.json()["status"]) == (503, "upstream_unavailable")
+            assert http.get("/health/live").status_code == 200
+            answer = http.post(CHAT, json={"messages": MESSAGES})
+            error = error_of(answer)
+            assert (answer.status_code, error["code"]) == (503, "upstream_unavailable")
+            assert "LLM_UPSTREAM_URL" in error["message"]
+            assert "127.0.0.1" not in answer.text
+            assert "retry-after" in answer.headers
+            runtime.upstream.url = upstream.url + "/v1"
+            assert http.get("/health").status_code == 200
+
+
+def test_a_model_that_the_upstream_does_not_serve_is_said_by_health(upstream: Served) -> None:
+    with forwarding(upstream.url, upstream_model="Qwen/Qwen2.5-7B", upstream_api_key="theirs") as (http, _):
+        error = http.get("/health").json()["error"]
+        assert "'Qwen/Qwen2.5-7B' (LLM_UPSTREAM_MODEL); it serves 'fake'" in error["message"]
+
+
+def test_a_key_that_the_upstream_refuses_is_the_operators_matter(upstream: Served) -> None:
+    with forwarding(upstream.url, upstream_model="fake") as (http, _):
+        answer = http.post(CHAT, json={"messages": MESSAGES})
+        assert answer.status_code == 502
+        assert "LLM_UPSTREAM_API_KEY" in error_of(answer)["message"]
+        assert http.get("/health").status_code == 503
+
+
+def test_a_server_that_drains_takes_nothing_more(upstream: Served) -> None:
+    with forwarding(upstream.url, upstream_api_key="theirs") as (http, runtime):
+        runtime.upstream.drain()
+        assert error_of(http.post(CHAT, json={"messages": MESSAGES}))["code"] == "draining"
+        assert http.get("/health").json()["status"] == "draining"
+
+
+def test_what_is_at_the_upstream_is_limited_by_queue_max() -> None:
+    with serving(slow_backend(), join=True) as served, forwarding(served.url, queue_max=1) as (http, runtime):
+        first = threading.Thread(target=lambda: http.post(CHAT, json={**ENDLESS, "max_tokens": 100}))
+        first.start()
+        wait_until(lambda: runtime.upstream.n_open == 1)
+        answer = http.post(CHAT, json={"messages": MESSAGES})
+        assert (answer.status_code, error_of(answer)["code"]) == (429, "queue_full")
+        first.join()
+
+
+@pytest.fixture(scope="module")
+def faulty_server() -> Iterator[tuple[Faulty, httpx.Client]]:
+    app = Faulty()
+    with running(app) as url, forwarding(url, upstream_model="m") as (http, _):
+        yield app, http
+
+
+@pytest.fixture
+def faulty(
+    faulty_server: tuple[Faulty, httpx.Client], caplog: pytest.LogCaptureFixture
+) -> Iterator[tuple[Faulty, httpx.Client]]:
+    caplog.set_level(logging.CRITICAL, "uvicorn.error")
+    yield faulty_server
+    faulty_server[0].reset()
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "expected"),
+    [
+        (429, {"retry-after": "7"}, b'{"error": {"message": "slow", "type": "rate_limit_error", "code": "slow_down"}}',
+         (429, "rate_limit_error", "slow_down", "7")),
+        (429, {"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, b"busy", (429, "rate_limit_error", "queue_full", "0")),
+        (400, {}, b'{"object": "error", "message": "bad", "type": "BadRequestError", "param": null, "code": 400}',
+         (400, "invalid_request_error", None, None)),
+        (400, {}, b'{"error": {"message": "the maximum context length is 8", "type": "BadRequestError", "code": 400}}',
+         (400, "invalid_request_error", "context_length_exceeded", None)),
+        (404, {}, b'{"error": {"message": "no model", "type": "NotFoundError", "param": "model", "code": 404}}',
+         (404, "invalid_request_error", "model_not_found", None)),
+        (404, {}, b'{"detail": "Not Found"}', (502, "server_error", "upstream_failed", None)),
+        (500, {}, b"<html>Traceback /secret/path</html>", (502, "server_error", "upstream_failed", None)),
+        (503, {"retry-after": "3"}, b"", (503, "server_error", "upstream_unavailable", "3")),
+        (302, {"location": "/"}, b"", (502, "server_error", "upstream_failed", None)),
+    ],
+)  # fmt: skip
+def test_every_wrong_answer_of_the_upstream_has_openais_shape(
+    faulty: tuple[Faulty, httpx.Client], status: int, headers: dict[str, str], body: bytes, expected: tuple[Any, ...]
+) -> None:
+    app, http = faulty
+    app.status, app.headers, app.chunks = status, headers, [body]
+    answer = http.post(CHAT, json={"messages": MESSAGES})
+    error = error_of(answer)
+    assert (answer.status_code, error["type"], error["code"], answer.headers.get("retry-after")) == expected
+    assert "secret" not in answer.text
+
+
+def test_a_stream_that_breaks_off_ends_with_an_error_and_without_done(faulty: tuple[Faulty, httpx.Client]) -> None:
+    app, http = faulty
+    app.headers, app.breaks_off = {"content-type": "text/event-stream"}, True
+    app.chunks, app.pause_s = [b'data: {"a": 1}\n\n', b'data: {"a"'], 0.05
+    text = http.post(CHAT, json={"messages": MESSAGES, "stream": True}).text
+    assert text.startswith('data: {"a": 1}\n\ndata: {"error"')
+    assert '"upstream_failed"' in text
+
+
+def test_an_answer_that_breaks_off_is_502(faulty: tuple[Faulty, httpx.Client]) -> None:
+    app, http = faulty
+    app.headers, app.chunks, app.breaks_off = {"content-type": "application/json"}, [b'{"a"'], True
+    answer = http.post(CHAT, json={"messages": MESSAGES})
+    assert (answer.status_code, error_of(answer)["code"]) == (502, "upstream_failed")
+
+
+@pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n"])
+def test_a_stream_passes_byte_for_byte_and_a_comment_never_falls_into_an_event(
+    faulty: tuple[Faulty, httpx.Client], monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr("llm_local.server.stream.PING_S", 0.05)
+    app, http = faulty
+    sent = (
+        "".join(f'data: {{"text": "Привет {number}"}}{end}' for number in range(6)).encode()
+        + f"data: [DONE]{end}".encode()
+    )
+    app.headers, app.pause_s = {"content-type": "text/event-stream; charset=utf-8"}, 0.02
+    app.chunks = [sent[at : at + 7] for at in range(0, len(sent), 7)]
+    answer = http.post(CHAT, json={"messages": MESSAGES, "stream": True})
+    before = answer.content.split(b": keep-alive\n\n")[:-1]
+    assert len(before) >= 2
+    assert all(part.endswith((b"\n\n", b"\r\n\r\n")) for part in before if part)
+    assert answer.content.replace(b": keep-alive\n\n", b"") == sent
+
+
+def test_what_is_sent_is_the_request_in_utf8_with_their_key_and_our_id(caplog: pytest.LogCaptureFixture) -> None:
+    app = Faulty()
+    app.chunks, app.headers = [b"{}"], {"content-type": "application/json"}
+    with running(app) as url, forwarding(url, upstream_model="Qwen/Q", upstream_api_key="theirs") as (http, _):
+        body = {"messages": MESSAGES, "some_new_field": {"a": 1.5}}
+        http.post("/chat/completions", json=body, headers={"authorization": "Bearer mine", "x-request-id": "r-1"})
+    assert "Привет".encode() in app.seen["body"]
+    assert json.loads(app.seen["body"]) == {**body, "model": "Qwen/Q"}
+    assert app.seen["path"] == "/v1/chat/completions"
+    headers = app.seen["headers"]
+    assert (headers[b"authorization"], headers[b"x-request-id"]) == (b"Bearer theirs", b"r-1")
+
+
+def test_the_process_forwards_without_llama_cpp_and_says_what_changes_nothing(upstream: Served, tmp_path: Path) -> None:
+    code = (
+        "import sys; from llm_local.cli import main; "
+        "code = main(['serve', '--port', '0']); print(code, 'llama_cpp' in sys.modules)"
+    )
+    environment = {
+        "PATH": "/usr/bin", "LLM_ENGINE": "openai_compatible", "OPENAI_BASE_URL": upstream.url + "/v1",
+        "OPENAI_API_KEY": "theirs", "LLM_CTX": "4096", "LLM_GPU_LAYERS": "auto", "LLM_REQUEST_TIMEOUT": "5",
+        "LLM_MODEL": "Qwen2.5-7B-Instruct-Q5_K_M.gguf",
+    }  # fmt: skip
+    log = tmp_path / "log"
+    with log.open("w") as err:
+        process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=-1, stderr=err, text=True)
+        try:
+            wait_until(lambda: "ready: the upstream serves qwen2.5-7b-instruct" in log.read_text(), 30)
+        finally:
+            process.terminate()
+            out, _ = process.communicate(timeout=20)
+    assert out.strip() == "0 False"
+    assert log.read_text().count("these change nothing: LLM_GPU_LAYERS, LLM_CTX\n") == 1
