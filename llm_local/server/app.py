@@ -21,9 +21,11 @@ from llm_local import __version__
 from llm_local.engine.warm import warm
 from llm_local.errors import Draining, LLMLocalError
 from llm_local.server import errors, info
+from llm_local.server.access import Access
 from llm_local.server.chat import apply_template, chat_completions
 from llm_local.server.completions import completions
 from llm_local.server.embeddings import embeddings
+from llm_local.server.engine_metrics import EngineMetrics
 from llm_local.server.metrics import metrics
 from llm_local.server.middleware import ApiKeys, RequestIds
 from llm_local.server.runtime import Loaded, Runtime
@@ -106,6 +108,8 @@ def create_app(runtime: Runtime, on_failure: Callable[[], None] = lambda: None) 
         if runtime.loaded is not None and await runtime.loaded.engine.stop():
             runtime.loaded.close()
         runtime.workers.shutdown(wait=False, cancel_futures=True)
+        if runtime.tracing is not None:
+            await runtime.tracing.close()
 
     app: FastAPI = FastAPIOffline(
         title="llm_local",
@@ -115,6 +119,7 @@ def create_app(runtime: Runtime, on_failure: Callable[[], None] = lambda: None) 
         redirect_slashes=False,
     )
     app.state.runtime = runtime
+    runtime.metrics.registry.register(EngineMetrics(runtime))
     errors.install(app)
     for gone in (ClientLeft, ClientDisconnect):
         app.add_exception_handler(gone, _nobody_to_answer)
@@ -124,6 +129,8 @@ def create_app(runtime: Runtime, on_failure: Callable[[], None] = lambda: None) 
         _add(app, path, handler, "GET", {})
     if runtime.settings.api_keys:
         app.add_middleware(ApiKeys, keys=runtime.settings.api_keys)
+    # Around all that may refuse a request, so that it is counted; within the ids, one of which it takes.
+    app.add_middleware(Access, runtime=runtime)
     app.add_middleware(RequestIds)
     plain = app.openapi
 
