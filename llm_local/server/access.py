@@ -65,6 +65,7 @@ class Access:
             # Passed on from elsewhere. (That a server is not ready yet is the answer to a question, no error.)
             record.error = f"http_{record.status}"
         record.route = _route(scope)
+        record.key_name = scope["state"].get("api_key")
         seconds = time.monotonic() - record.arrived_at
         record.metrics.request_ended(record.route, record.status, seconds, error=record.error, given_up=record.given_up)
         client = scope["client"][0] if scope.get("client") else None

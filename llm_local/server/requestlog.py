@@ -41,6 +41,7 @@ class RequestRecord:
     Attributes:
         id: in `x-request-id`.
         route: the path as it is in the documentation; "unknown" when there is none.
+        key_name: whose API key it came with.
         user: a hash of the client's `user` or `safety_identifier`.
         submitted_at: when the engine got it.
         first_token_s: from its arrival to the first token.
@@ -65,6 +66,7 @@ class RequestRecord:
     tokens: dict[str, int] = field(default_factory=dict)
     error: str | None = None
     given_up: str | None = None
+    key_name: str | None = None
     trace_id: str | None = None
 
     def describe(self, body: SamplingFields | EmbeddingRequest, model: str) -> None:
@@ -182,6 +184,7 @@ def log_request(
         "error": record.error,
         "given_up": record.given_up,
         "slow": slow or None,
+        "key_name": record.key_name,
         "user": record.user,
         "trace_id": record.trace_id,
     }
