@@ -36,7 +36,7 @@ class EngineMetrics(Collector):
             return
         model = runtime.loaded.model
         yield _info("model", "The model that generates.", model=model.id, quantization=model.quantization or "unknown")
-        yield _gauge("model_bytes", "Size of its weights.", model.size_bytes)
+        yield _gauge("model_bytes", "Size of the weights.", model.size_bytes)
         yield _gauge("model_window_tokens", "Longest sequence, prompt and answer.", model.context_window)
         yield from _queue(runtime.loaded.engine)
         yield from _memory(runtime.loaded.engine)
@@ -76,7 +76,11 @@ def _queue(engine: Engine) -> Iterator[Metric]:
 
 
 def _memory(engine: Engine) -> Iterator[Metric]:
-    kept = GaugeMetricFamily("llm_local_kv_bytes", "KV of sequences by where it is.", labels=["tier"])
+    kept = GaugeMetricFamily(
+        "llm_local_kv_bytes",
+        "KV of sequences by where it is: cells in use, memory of the host, files.",
+        labels=["tier"],
+    )
     tiers = engine.kv_bytes()
     for tier in ("resident", "host", "disk"):
         kept.add_metric([tier], getattr(tiers, tier))
@@ -92,13 +96,13 @@ def _memory(engine: Engine) -> Iterator[Metric]:
 
 def _work(engine: Engine) -> Iterator[Metric]:
     stats = engine.stats
-    yield _counter("engine_steps", "Batches that were computed.", stats.steps)
-    yield _counter("engine_rows", "Rows of these batches.", stats.rows)
+    yield _counter("engine_steps", "Steps in which a batch was computed.", stats.steps)
+    yield _counter("engine_rows", "Rows of all batches: one for each token that was computed.", stats.rows)
     yield _counter("engine_sampled_tokens", "Tokens that were sampled, also of answers given up.", stats.sampled_tokens)
     yield _counter("engine_refused_tokens", "Sampled tokens that a grammar refused.", stats.refused_tokens)
-    yield _counter("engine_step_seconds", "Spent on steps in all.", stats.step_s)
-    yield _counter("engine_decode_seconds", "Of that, in llama.cpp's decode.", stats.decode_s)
-    yield _counter("engine_sample_seconds", "Of that, on sampling.", stats.sample_s)
+    yield _counter("engine_step_seconds", "Time of the engine thread in steps.", stats.step_s)
+    yield _counter("engine_decode_seconds", "Time of the steps in llama.cpp's decode.", stats.decode_s)
+    yield _counter("engine_sample_seconds", "Time of the steps for sampling.", stats.sample_s)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -58,7 +58,9 @@ class Metrics:
             self._cancelled.labels(reason)
         for finish in FinishReason:
             self._answers.labels(str(finish))
-        self._prefixes = self._counter("prefix_lookups", "Prompts of which something was cached, or nothing.", "result")
+        self._prefixes = self._counter(
+            "prefix_lookups", "Prompts of which something was cached (hit), or nothing (miss).", "result"
+        )
         self._prompt = self._counter("prompt_tokens", "Tokens of prompts.")
         self._cached = self._counter("cached_prompt_tokens", "Tokens of prompts that were not computed.")
         self._generated = self._counter("generated_tokens", "Tokens of answers.")
@@ -68,9 +70,9 @@ class Metrics:
         self.first_token = self._seconds("time_to_first_token", "From a request's arrival to its first token.")
         self.gap = self._seconds("stream_gap", "Between two pieces of a streamed answer.", bounds=TOKEN_SECONDS)
         self._per_token = self._seconds(
-            "time_per_output_token", "Mean of an answer, from its first token on.", bounds=TOKEN_SECONDS
+            "time_per_output_token", "Mean time between the tokens of an answer.", bounds=TOKEN_SECONDS
         )
-        self._queue = self._seconds("queue", "From arrival to a slot.")
+        self._queue = self._seconds("queue", "From the end of preparing a request to a slot.")
         self._reading = self._seconds("prompt", "From a slot to the first token.")
         self._writing = self._seconds("generation", "From the first token to the last.")
         self._grammar = self._seconds("grammar", "Spent on the grammar of an answer that has one.")
