@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llm_local.cli import logs
+from llm_local.cli.serve import serve
 from llm_local.config import Settings
+from llm_local.errors import StartupError
+from llm_local.server import requestlog
 from llm_local.server.requestlog import request_id
 
 NASTY = 'a\nb\r\x00\x1b[31m\u2028\u2029\x85"quoted"\ud800'
@@ -134,3 +139,22 @@ def test_the_level_is_what_the_settings_say(start: Start) -> None:
         log.info("2")
         log.warning("3")
         assert [json.loads(line)["level"] for line in out.getvalue().splitlines()] == shown
+
+
+def test_serve_sets_up_the_log_first_and_traces_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Settings] = []
+    monkeypatch.setattr(logs, "set_up", seen.append)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    with pytest.raises(StartupError, match="OTEL_EXPORTER_OTLP_PROTOCOL"):
+        serve(Settings(log_format="json", tracing=True, model="nowhere.gguf"))
+    with pytest.raises(StartupError, match=r"nowhere\.gguf"):
+        serve(Settings(log_format="json", model="nowhere.gguf"))
+    assert [settings.log_format for settings in seen] == ["json", "json"]
+
+
+def test_every_field_of_a_request_line_is_in_the_documentation() -> None:
+    document = (Path(__file__).parent.parent / "docs" / "logs-and-traces.md").read_text()
+    source = inspect.getsource(requestlog)
+    fields = set(re.findall(r'^ +"([a-z_]+)": ', source, re.MULTILINE))
+    assert len(fields) > 15
+    assert [field for field in sorted(fields) if f"`{field}`" not in document] == []

@@ -100,7 +100,7 @@ def _work(engine: Engine) -> Iterator[Metric]:
     yield _counter("engine_rows", "Rows of all batches: one for each token that was computed.", stats.rows)
     yield _counter("engine_sampled_tokens", "Tokens that were sampled, also of answers given up.", stats.sampled_tokens)
     yield _counter("engine_refused_tokens", "Sampled tokens that a grammar refused.", stats.refused_tokens)
-    yield _counter("engine_step_seconds", "Time of the engine thread in steps.", stats.step_s)
+    yield _counter("engine_step_seconds", "Time of the engine thread in steps, embeddings included.", stats.step_s)
     yield _counter("engine_decode_seconds", "Time of the steps in llama.cpp's decode.", stats.decode_s)
     yield _counter("engine_sample_seconds", "Time of the steps for sampling.", stats.sample_s)
 
