@@ -150,13 +150,23 @@ def test_an_answer_is_in_every_histogram_that_concerns_it(http: httpx.Client, se
     more = grown(before, wait_for(http, lambda now: now["requests_in_flight"] == 1))
     count = {name: more[f"{name}_seconds_count"] for name in ("time_to_first_token", "time_per_output_token", "queue")}
     assert count == {"time_to_first_token": 4, "time_per_output_token": 4, "queue": 5}
-    assert 1 <= more["stream_gap_seconds_count"] <= 6
+    assert more["stream_gap_seconds_count"] <= 6
     assert (more["grammar_seconds_count"], more["grammar_build_seconds_count"]) == (2, 1)
     assert more["time_to_first_token_seconds_sum"] >= more["prompt_seconds_sum"] / 2
     steps, decode = more["engine_step_seconds_total"], more["engine_decode_seconds_total"]
     assert steps >= decode + more["engine_sample_seconds_total"] > 0
     assert more["engine_rows_total"] >= more["engine_steps_total"] > 0
     assert more["engine_sampled_tokens_total"] > 0
+
+
+def test_the_gaps_between_the_pieces_of_a_stream_are_what_its_reader_waits() -> None:
+    with serving(slow_backend(), join=True) as served, httpx.Client(base_url=served.url) as http:
+        ask(http, max_tokens=40)
+        assert numbers(http)["stream_gap_seconds_count"] == 0
+        ask(http, max_tokens=40, stream=True)
+        now = wait_for(http, lambda now: now["requests_in_flight"] == 1)
+    assert 1 <= now["stream_gap_seconds_count"] <= 39
+    assert 0.1 < now["stream_gap_seconds_sum"] <= now['request_seconds_sum{route="/v1/chat/completions"}']
 
 
 def test_the_first_token_of_an_answer_is_timed_from_the_arrival_of_the_request() -> None:
@@ -179,6 +189,14 @@ def test_the_first_token_of_an_answer_is_timed_from_the_arrival_of_the_request()
                 assert more["time_to_first_token_seconds_sum"] > 0.1 > more["prompt_seconds_sum"]
         finally:
             served.runtime.__class__.in_worker = kept
+
+
+def test_each_prompt_of_a_stream_counts_once(http: httpx.Client) -> None:
+    before = numbers(http)
+    http.post("/v1/completions", json={"prompt": ["abcd", "efg"], "n": 2, "max_tokens": 2, "stream": True})
+    more = grown(before, numbers(http))
+    assert more["prompt_tokens_total"] == len("abcd" + "efg")
+    assert sum(more.get(f'prefix_lookups_total{{result="{result}"}}', 0) for result in ("hit", "miss")) == 2
 
 
 def test_each_prompt_of_a_request_counts_once_with_what_was_cached_of_it(http: httpx.Client) -> None:
