@@ -90,11 +90,15 @@ class Soak:
         n_lines, last = 0, ""
         async with http.stream("POST", "/v1/chat/completions", json=request) as answer:
             async for line in answer.aiter_lines():
-                n_lines, last = n_lines + 1, line or last
+                # Comments keep the connection alive, also behind the end.
+                n_lines, last = n_lines + 1, last if line.startswith(":") else line or last
                 if leaves and n_lines > 6:
                     self.counts["left"] += 1
                     return
-        self.counts[f"stream {answer.status_code} {'done' if last == 'data: [DONE]' else 'cut'}"] += 1
+        done = last == "data: [DONE]"
+        self.counts[f"stream {answer.status_code} {'done' if done else 'cut'}"] += 1
+        if not done:
+            print(f"cut: {answer.status_code} {answer.headers.get('x-request-id')} {last}", flush=True)
 
     async def watch(self) -> None:
         while time.monotonic() < self.end:

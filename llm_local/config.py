@@ -247,6 +247,13 @@ class Logging(Section):
     without_upstream = False
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
+    log_format: Literal["text", "json"] = Field("text", description="for people, or one JSON object a line")
+    slow_request: Annotated[float, Field(ge=0)] = Field(
+        60.0, description="seconds from which on a request is logged as a warning; 0 for never"
+    )
+    tracing: bool = Field(
+        False, description="OpenTelemetry traces over OTLP/HTTP to OTEL_EXPORTER_OTLP_ENDPOINT; needs the extra otel"
+    )
     verbose: bool = Field(False, description="log at debug level, llama.cpp's own lines too")
 
 

@@ -28,7 +28,13 @@ ALLOWED = {
     "__main__": {"cli"},
     "__init__": set(),
 }
-ONLY_IN = {"llama_cpp": "llama", "fastapi": "server", "starlette": "server"}
+ONLY_IN = {
+    "llama_cpp": "llama",
+    "fastapi": "server",
+    "starlette": "server",
+    "prometheus_client": "server",
+    "opentelemetry": "server",
+}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 40
 
 

@@ -13,10 +13,12 @@ from typing import Any
 import uvicorn
 from sse_starlette.sse import AppStatus
 
+from llm_local.cli import logs
 from llm_local.config import Settings, variable_name
 from llm_local.errors import StartupError
 from llm_local.server.app import create_app
 from llm_local.server.runtime import Loaded, Runtime
+from llm_local.server.tracing import Tracing
 from llm_local.server.upstream import Upstream
 
 log = logging.getLogger("llm_local")
@@ -37,7 +39,8 @@ def serve(settings: Settings) -> int:
     Raises:
         StartupError: the port is taken, or the model cannot be loaded.
     """
-    _set_up_logging(settings)
+    logs.set_up(settings)
+    tracing = Tracing() if settings.tracing else None
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     upstream = _upstream(settings) if settings.engine == "openai_compatible" else None
     paths = _locate(settings) if upstream is None else []
@@ -61,7 +64,7 @@ def serve(settings: Settings) -> int:
         engine_died.set()
         asyncio.get_running_loop().call_later(DEATH_NOTICE_S, stop)
 
-    runtime = Runtime(settings, load if upstream is None else None, upstream)
+    runtime = Runtime(settings, load if upstream is None else None, upstream, tracing=tracing)
     server = _Server(
         uvicorn.Config(
             create_app(runtime, on_failure=stop),
@@ -148,12 +151,3 @@ def _loop_factory() -> Any:
     except ImportError:
         return None
     return uvloop.new_event_loop
-
-
-def _set_up_logging(settings: Settings) -> None:
-    level = "DEBUG" if settings.verbose else settings.log_level.upper()
-    logging.basicConfig(
-        level=level, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", force=True
-    )
-    for name in ("asyncio", "sse_starlette", "httpx", "httpcore", "uvicorn"):
-        logging.getLogger(name).setLevel("WARNING")

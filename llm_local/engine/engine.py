@@ -25,7 +25,7 @@ from llm_local.engine.drafts import Drafter
 from llm_local.engine.host_cache import HostCache
 from llm_local.engine.logprobs import prompt_logprobs
 from llm_local.engine.pace import Pace
-from llm_local.engine.prefix_cache import TierBytes
+from llm_local.engine.prefix_cache import CellCount, TierBytes
 from llm_local.engine.radix_tree import Tokens
 from llm_local.engine.scheduler import Scheduler
 from llm_local.engine.sequence import Sequence
@@ -229,6 +229,25 @@ class Engine:
     def kv_bytes(self) -> TierBytes:
         """Return what each tier of the KV holds now (numbers that the engine thread keeps; any thread)."""
         return self._scheduler.cache.kv_bytes()
+
+    def cell_count(self) -> CellCount:
+        """Return what the KV cells are for now (any thread)."""
+        return self._scheduler.cache.cell_count()
+
+    @property
+    def n_running(self) -> int:
+        """Sequences that have a slot now (any thread)."""
+        return len(self._scheduler.running)
+
+    @property
+    def n_preempted(self) -> int:
+        """Sequences that had to step back for want of cells, since the start (any thread)."""
+        return self._scheduler.n_preempted
+
+    @property
+    def n_outpaced(self) -> int:
+        """Sequences that made way for a more urgent one, since the start (any thread)."""
+        return self._scheduler.n_outpaced
 
     def wake(self) -> None:
         """Let an idle engine thread look at its side job."""

@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from llm_local.engine.disk_worker import Report
 from llm_local.engine.host_cache import HostCache
@@ -43,6 +44,22 @@ class TierBytes:
     resident: int
     host: int
     disk: int
+
+
+@dataclass(frozen=True, slots=True)
+class CellCount:
+    """KV cells by what they are for. All = used + idle + free; what is promised comes out of idle and free ones.
+
+    Attributes:
+        used: owned by running sequences.
+        promised: that running sequences may still take.
+        idle: kept of earlier sequences, and given up when cells are short.
+    """
+
+    total: int
+    used: int
+    promised: int
+    idle: int
 
 
 class PrefixCache:
@@ -95,6 +112,12 @@ class PrefixCache:
             host=host.n_bytes if host is not None else 0,
             disk=disk.n_bytes if disk is not None else 0,
         )
+
+    def cell_count(self) -> CellCount:
+        """Return what the cells are for. Any thread: between two steps of the engine, numbers may be of either."""
+        owned, promised = self._owned_by_busy()
+        used = int(owned.sum())
+        return CellCount(self.n_cells, used, promised, max(self.n_cells - self.n_free - used, 0))
 
     def pin(self, tokens: Tokens) -> None:
         """Let a prefix be evicted last, from now on and wherever it is; it is kept on the disk, too."""
@@ -326,12 +349,17 @@ class PrefixCache:
 
     def _committed(self, source: Slot | None, common: int) -> int:
         """Cells that cannot be had: owned by busy slots (or by the prefix to share) or promised to them."""
+        owned, promised = self._owned_by_busy()
+        if source is not None:
+            owned[source.cells[:common]] = True
+        return int(owned.sum()) + promised
+
+    def _owned_by_busy(self) -> tuple[npt.NDArray[np.bool_], int]:
+        """Return which cells busy slots own, and how many more they were promised."""
         owned = np.zeros(self.n_cells, bool)
         promised = 0
         for slot in self.slots:
             if slot.busy:
                 owned[slot.cells[: slot.length]] = True
                 promised += slot.reserved - slot.length
-        if source is not None:
-            owned[source.cells[:common]] = True
-        return int(owned.sum()) + promised
+        return owned, promised

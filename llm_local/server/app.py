@@ -21,9 +21,11 @@ from llm_local import __version__
 from llm_local.engine.warm import warm
 from llm_local.errors import Draining, LLMLocalError
 from llm_local.server import errors, forward, info
+from llm_local.server.access import Access
 from llm_local.server.chat import apply_template, chat_completions
 from llm_local.server.completions import completions
 from llm_local.server.embeddings import embeddings
+from llm_local.server.engine_metrics import EngineMetrics
 from llm_local.server.metrics import metrics
 from llm_local.server.middleware import ApiKeys, RequestIds
 from llm_local.server.runtime import Loaded, Runtime
@@ -111,18 +113,12 @@ def create_app(runtime: Runtime, on_failure: Callable[[], None] = lambda: None) 
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        if runtime.upstream is not None:
-            async with runtime.upstream.running():
-                yield
-            return
-        loading = asyncio.create_task(_load(runtime, on_failure))
-        yield
-        if runtime.warming is not None:
-            await runtime.warming.engine.stop()
-        await loading
-        if runtime.loaded is not None and await runtime.loaded.engine.stop():
-            runtime.loaded.close()
+        upstream = runtime.upstream
+        async with upstream.running() if upstream is not None else _engine(runtime, on_failure):
+            yield
         runtime.workers.shutdown(wait=False, cancel_futures=True)
+        if runtime.tracing is not None:
+            await runtime.tracing.close()
 
     app: FastAPI = FastAPIOffline(
         title="llm_local",
@@ -132,6 +128,7 @@ def create_app(runtime: Runtime, on_failure: Callable[[], None] = lambda: None) 
         redirect_slashes=False,
     )
     app.state.runtime = runtime
+    runtime.metrics.registry.register(EngineMetrics(runtime))
     errors.install(app)
     for gone in (ClientLeft, ClientDisconnect):
         app.add_exception_handler(gone, _nobody_to_answer)
@@ -144,6 +141,8 @@ def create_app(runtime: Runtime, on_failure: Callable[[], None] = lambda: None) 
         _add(app, path, handler, "GET", {})
     if runtime.settings.api_keys:
         app.add_middleware(ApiKeys, keys=runtime.settings.api_keys)
+    # Around all that may refuse a request, so that it is counted; within the ids, one of which it takes.
+    app.add_middleware(Access, runtime=runtime)
     app.add_middleware(RequestIds)
     plain = app.openapi
 
@@ -154,6 +153,18 @@ def create_app(runtime: Runtime, on_failure: Callable[[], None] = lambda: None) 
 
     app.openapi = openapi  # type: ignore[method-assign]
     return app
+
+
+@asynccontextmanager
+async def _engine(runtime: Runtime, on_failure: Callable[[], None]) -> AsyncIterator[None]:
+    """Load the model beside what is done meanwhile, and stop its engine at the end."""
+    loading = asyncio.create_task(_load(runtime, on_failure))
+    yield
+    if runtime.warming is not None:
+        await runtime.warming.engine.stop()
+    await loading
+    if runtime.loaded is not None and await runtime.loaded.engine.stop():
+        runtime.loaded.close()
 
 
 async def _load(runtime: Runtime, on_failure: Callable[[], None]) -> None:

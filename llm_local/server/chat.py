@@ -14,7 +14,7 @@ from llm_local.server.answers import Choice, Envelope, chat_logprobs, timings_js
 from llm_local.server.body import read_body
 from llm_local.server.generation import check_served, constraint_spec, generation_requests, start
 from llm_local.server.prompt import prediction_tokens, prompt_tokens, render
-from llm_local.server.requestlog import log_finished
+from llm_local.server.requestlog import RequestRecord, record_of
 from llm_local.server.runtime import Runtime
 from llm_local.server.schema import ApplyTemplateRequest, ChatRequest
 from llm_local.server.stream import DONE, all_deltas, event, first_deltas, json_response, sse, whole_answer
@@ -27,6 +27,8 @@ async def chat_completions(request: Request) -> Response:
     body = await read_body(request, ChatRequest, runtime.settings.max_body_bytes)
     loaded = runtime.ready
     envelope = Envelope.new("chatcmpl", "chat.completion", runtime.generator(body.model))
+    record = record_of(request)
+    record.describe(body, envelope.model)
     check_served(body)
     plan = tool_plan(body, loaded)
     spec = constraint_spec(body, runtime.settings, plan.spec if plan is not None else None)
@@ -45,12 +47,13 @@ async def chat_completions(request: Request) -> Response:
         prediction=prediction,
     )
     stream = await start(runtime, requests, spec)
+    record.submitted()
     if not body.stream:
         choices = await whole_answer(request, stream, body.n)
-        log_finished(request, [choice.usage for choice in choices], [choice.finish for choice in choices])
+        record.finished([choice.usage for choice in choices], [choice.finish for choice in choices])
         return json_response(_answer(envelope, body, choices, plan))
     first = await first_deltas(request, stream)
-    return sse(_events(request, _Chunks(envelope, body, plan), body.n, first, stream), stream, runtime.settings)
+    return sse(_events(record, _Chunks(envelope, body, plan), body.n, first, stream), stream, runtime.settings)
 
 
 async def apply_template(request: Request) -> Response:
@@ -87,13 +90,13 @@ def _choice(index: int, choice: Choice, body: ChatRequest, plan: ToolPlan | None
 
 
 async def _events(
-    request: Request, chunks: _Chunks, n: int, first: Awaitable[list[Delta]], stream: Stream
+    record: RequestRecord, chunks: _Chunks, n: int, first: Awaitable[list[Delta]], stream: Stream
 ) -> AsyncIterator[bytes]:
     for index in range(n):
         yield chunks.event(index, {"role": "assistant", "content": ""})
     usages: dict[int, Usage] = {}
     finishes = []
-    async for deltas in all_deltas(first, stream):
+    async for deltas in all_deltas(first, stream, record):
         for delta in deltas:
             if delta.progress is not None:
                 yield chunks.progress(delta.index, delta.progress)
@@ -106,7 +109,7 @@ async def _events(
     in_order = [usages[index] for index in sorted(usages)]
     if chunks.include_usage:
         yield event(chunks.envelope.body([], usage=usage_json(in_order), timings=timings_json(in_order[0])))
-    log_finished(request, in_order, finishes)
+    record.finished(in_order, finishes)
     yield DONE
 
 

@@ -23,7 +23,7 @@ from llm_local.server.generation import (
     generation_requests,
     start,
 )
-from llm_local.server.requestlog import log_finished
+from llm_local.server.requestlog import RequestRecord, record_of
 from llm_local.server.runtime import Runtime, Vocabulary
 from llm_local.server.schema import CompletionRequest
 from llm_local.server.stream import DONE, all_deltas, event, first_deltas, json_response, sse, whole_answer
@@ -41,6 +41,8 @@ async def completions(request: Request) -> Response:
     body = await read_body(request, CompletionRequest, runtime.settings.max_body_bytes)
     loaded = runtime.ready
     envelope = Envelope.new("cmpl", "text_completion", runtime.generator(body.model))
+    record = record_of(request)
+    record.describe(body, envelope.model)
     check_served(body)
     best_of = _check_best_of(body)
     n_prompts = len(body.prompt) if isinstance(body.prompt, list) and not _is_tokens(body.prompt) else 1
@@ -67,12 +69,13 @@ async def completions(request: Request) -> Response:
         )
     ]
     stream = await start(runtime, requests, constraint_spec(body, runtime.settings))
+    record.submitted()
     if not body.stream:
         choices = await whole_answer(request, stream, len(requests))
-        log_finished(request, [choice.usage for choice in choices], [choice.finish for choice in choices])
+        record.finished([choice.usage for choice in choices], [choice.finish for choice in choices], len(prompts))
         return json_response(_answer(envelope, body, prompts, choices, best_of))
     first = await first_deltas(request, stream)
-    return sse(_events(request, envelope, body, prompts, first, stream), stream, runtime.settings)
+    return sse(_events(record, envelope, body, prompts, first, stream), stream, runtime.settings)
 
 
 def _check_best_of(body: CompletionRequest) -> int:
@@ -164,7 +167,7 @@ def _logprobs(
 
 
 async def _events(
-    request: Request,
+    record: RequestRecord,
     envelope: Envelope,
     body: CompletionRequest,
     prompts: list[_Prompt],
@@ -178,7 +181,7 @@ async def _events(
     to_echo = {index: prompts[index // body.n].text for index in range(n_sequences)} if body.echo else {}
     usages: dict[int, Usage] = {}
     finishes = []
-    async for deltas in all_deltas(first, stream):
+    async for deltas in all_deltas(first, stream, record):
         for delta in deltas:
             if delta.progress is not None:
                 choice = {"index": delta.index, "text": "", "logprobs": None, "finish_reason": None}
@@ -206,5 +209,5 @@ async def _events(
     in_order = [usages[index] for index in sorted(usages)]
     if include_usage:
         yield event(envelope.body([], usage=usage_json(in_order, len(prompts)), timings=timings_json(in_order[0])))
-    log_finished(request, in_order, finishes)
+    record.finished(in_order, finishes, len(prompts))
     yield DONE

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from llm_local.errors import ContextLengthExceeded, DeadlineExceeded, QueueFull, RequestError
 from llm_local.server.body import read_body
 from llm_local.server.generation import check_length, check_tokens
+from llm_local.server.requestlog import record_of
 from llm_local.server.runtime import Embeddings, Runtime, Vocabulary
 from llm_local.server.schema import EmbeddingRequest
 from llm_local.server.stream import json_response, unless_client_leaves
@@ -28,6 +29,8 @@ async def embeddings(request: Request) -> Response:
     runtime: Runtime = request.app.state.runtime
     body = await read_body(request, EmbeddingRequest, runtime.settings.max_body_bytes)
     model, embedder = runtime.embedder(body.model)
+    record = record_of(request)
+    record.describe(body, model.id)
     if body.dimensions is not None and body.dimensions > embedder.n_embd:
         raise RequestError(
             f"'dimensions' is {body.dimensions}, but vectors of this model have {embedder.n_embd}.", param="dimensions"
@@ -35,6 +38,7 @@ async def embeddings(request: Request) -> Response:
     inputs = await runtime.in_worker(_inputs, body, model.vocabulary, embedder)
     vectors = await unless_client_leaves(request, _embed(runtime, embedder, inputs))
     n_tokens = sum(len(tokens) for tokens in inputs)
+    record.embedded(len(inputs), n_tokens)
     return json_response(
         {
             "object": "list",

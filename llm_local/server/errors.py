@@ -9,6 +9,7 @@ import orjson
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from llm_local.errors import EngineError, LLMLocalError, MethodNotAllowed, NotFound, RequestError
 
@@ -22,7 +23,21 @@ def render(error: LLMLocalError, headers: Mapping[str, str] | None = None) -> Re
         all_headers["Retry-After"] = str(error.retry_after_s)
     if error.status == 401:
         all_headers["WWW-Authenticate"] = "Bearer"
-    return Response(orjson.dumps(error.envelope()), error.status, all_headers, "application/json")
+    return _ErrorAnswer(error, all_headers)
+
+
+class _ErrorAnswer(Response):
+    """Tells the request's record, which `access.py` counts, what it is."""
+
+    def __init__(self, error: LLMLocalError, headers: Mapping[str, str]) -> None:
+        super().__init__(orjson.dumps(error.envelope()), error.status, headers, "application/json")
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record = scope.get("state", {}).get("record")
+        if record is not None:
+            record.failed(self._error)
+        await super().__call__(scope, receive, send)
 
 
 def internal(error: BaseException) -> LLMLocalError:

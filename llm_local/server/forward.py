@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import AsyncIterator
 
 from fastapi import Request
@@ -16,8 +14,6 @@ from llm_local.server.stream import json_response, sse, unless_client_leaves
 from llm_local.server.upstream import Exchange, Upstream
 from llm_local.server.upstream_metrics import UpstreamMetrics
 
-log = logging.getLogger("llm_local.requests")
-
 
 async def forward(request: Request) -> Response:
     """Send the request on to the upstream, and its answer back."""
@@ -25,20 +21,17 @@ async def forward(request: Request) -> Response:
     upstream: Upstream = runtime.upstream
     body = await read_object(request, runtime.settings.max_body_bytes)
     path = request.url.path.removeprefix("/v1")
-    watched = _Watched(request, upstream, path)
+    watched = _Watched(request)
     try:
         exchange = await unless_client_leaves(request, upstream.open(path, body, watched.request_id))
         watched.exchange = exchange
         if exchange.streams:
             return sse(watched.events(), watched, runtime.settings)
         data = await unless_client_leaves(request, exchange.read())
-    except LLMLocalError as error:
-        watched.close(error.status)
-        raise
     except BaseException:
         watched.close()
         raise
-    watched.close(exchange.status)
+    watched.close()
     return Response(data, exchange.status, media_type="application/json")
 
 
@@ -69,18 +62,12 @@ async def health(request: Request) -> Response:
     return json_response({"status": "ok"})
 
 
-LEFT = 499
-"""nginx's name for a client that closed the connection."""
-
-
 class _Watched:
-    """One request's line in the log and its share of the metrics, however it ends."""
+    """One request's share of the metrics, however it ends."""
 
-    def __init__(self, request: Request, upstream: Upstream, path: str) -> None:
+    def __init__(self, request: Request) -> None:
         self.request_id: str = request.scope.get("state", {}).get("request_id", "-")
         self.exchange: Exchange | None = None
-        self._path = path
-        self._began = time.monotonic()
         self._metrics: UpstreamMetrics = request.app.state.upstream_metrics
         self._open = True
         self._metrics.open.inc()
@@ -91,21 +78,16 @@ class _Watched:
         try:
             async for data in self.exchange.events():
                 yield data
-        except LLMLocalError as error:
-            self.close(error.status)
-            raise
-        self.close(self.exchange.status)
+        finally:
+            self.close()
 
-    def close(self, status: int = LEFT) -> None:
-        """Note the end; without a status the client left first."""
+    def close(self) -> None:
+        """Note the end."""
         if not self._open:
             return
         self._open = False
-        seconds, first = time.monotonic() - self._began, None
+        first = None
         if self.exchange is not None:
             first = self.exchange.first_byte_s
             self.exchange.close()
-        self._metrics.open.dec()
-        self._metrics.finished(self._path, status, first, seconds)
-        shown = f"{first * 1e3:.0f}" if first is not None else "-"
-        log.info("%s %s status=%d first_ms=%s ms=%.0f", self.request_id, self._path, status, shown, seconds * 1e3)
+        self._metrics.finished(first)

@@ -168,7 +168,8 @@ async def start(runtime: Runtime, requests: list[GenerationRequest], spec: Spec 
     loaded.engine.check_room(requests)
     constraints: list[Constraint] = []
     if spec is not None:
-        constraints = await loaded.grammars.prepare(spec, len(requests), requests[0].max_tokens)
+        with runtime.metrics.grammar_build.time():
+            constraints = await loaded.grammars.prepare(spec, len(requests), requests[0].max_tokens)
     samplers = await runtime.in_worker(loaded.engine.new_samplers, requests)
     return loaded.engine.submit(requests, samplers, constraints)
 

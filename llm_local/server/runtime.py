@@ -16,6 +16,7 @@ from llm_local.engine.engine import Engine
 from llm_local.engine.radix_tree import Tokens
 from llm_local.errors import EngineError, LLMLocalError, Loading, ModelNotFound
 from llm_local.server.metrics import Metrics
+from llm_local.server.tracing import Tracing
 from llm_local.server.upstream import Upstream
 from llm_local.structured.grammars import Grammars
 
@@ -132,6 +133,7 @@ class Runtime:
         warming: what is loaded and computes its warm prefixes.
         failed: why loading failed.
         n_embedding: embedding requests that run or wait.
+        tracing: where spans go; None for nowhere.
     """
 
     settings: Settings
@@ -143,6 +145,7 @@ class Runtime:
     started_at: float = field(default_factory=time.time)
     n_embedding: int = 0
     metrics: Metrics = field(default_factory=Metrics)
+    tracing: Tracing | None = None
     workers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(WORKERS, "worker"))
 
     @property

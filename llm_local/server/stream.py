@@ -22,6 +22,7 @@ from llm_local.engine.types import Delta
 from llm_local.errors import LLMLocalError
 from llm_local.server.answers import Choice, fold
 from llm_local.server.errors import internal
+from llm_local.server.requestlog import RequestRecord
 
 log = logging.getLogger(__name__)
 
@@ -88,12 +89,16 @@ async def first_deltas(request: Request, stream: Stream) -> Awaitable[list[Delta
     return first
 
 
-async def all_deltas(first: Awaitable[list[Delta]], stream: Stream) -> AsyncIterator[list[Delta]]:
-    """Yield the first deltas, then the others."""
+async def all_deltas(
+    first: Awaitable[list[Delta]], stream: Stream, record: RequestRecord
+) -> AsyncIterator[list[Delta]]:
+    """Yield the first deltas, then the others, and note when they came."""
     deltas = await first
     if deltas:
+        record.came(deltas)
         yield deltas
     async for deltas in stream:
+        record.came(deltas)
         yield deltas
 
 
@@ -119,10 +124,10 @@ class Closable(Protocol):
 
 
 def sse(events: AsyncIterator[bytes], stream: Closable, settings: Settings) -> Response:
-    """Return the streaming answer; an error becomes an event without `[DONE]`."""
+    """Return the streaming answer; an error becomes an event without `[DONE]`, and is in the request's record."""
     return _Sse(
         stream,
-        _guarded(events),
+        events,
         settings.send_timeout,
         sep="\n",
         ping=PING_S,
@@ -134,17 +139,21 @@ def sse(events: AsyncIterator[bytes], stream: Closable, settings: Settings) -> R
 class _Sse(EventSourceResponse):
     """Closes the stream however it ends, also when the client is gone before the first event was asked for.
 
-    A reader that takes nothing for `stall_s` is given up. One watch for each response does that: a timer around every
-    send (sse-starlette's `send_timeout`) costs a tenth of a chunk.
+    An error becomes an event. A reader that takes nothing for `stall_s` is given up. One watch for each response does
+    that: a timer around every send (sse-starlette's `send_timeout`) costs a tenth of a chunk.
     """
 
     def __init__(self, stream: Closable, events: AsyncIterator[bytes], stall_s: float, **options: Any) -> None:
-        super().__init__(events, data_sender_callable=self._watch, **options)
+        super().__init__(self._guarded(events), data_sender_callable=self._watch, **options)
         self._stream = stream
         self._stall_s = stall_s
         self._sending_since: float | None = None
+        self._error: LLMLocalError | None = None
+        self._whole = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record: RequestRecord = scope["state"]["record"]
+
         async def timed_send(message: Message) -> None:
             self._sending_since = self._sending_since or time.monotonic()
             await send(message)
@@ -152,10 +161,27 @@ class _Sse(EventSourceResponse):
 
         try:
             await super().__call__(scope, receive, timed_send)
+            if self._error is not None:
+                record.failed(self._error)
+            elif not self._whole:
+                record.given_up = "client_left"
         except SendTimeoutError:
+            record.given_up = "stalled_reader"
             log.warning("gave up a client that took nothing for %.0f s", self._stall_s)
         finally:
             self._stream.close()
+
+    async def _guarded(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        try:
+            async for data in events:
+                yield data
+            self._whole = True
+        except LLMLocalError as error:
+            self._error = error
+            yield event(error.envelope())
+        except Exception as error:
+            self._error = internal(error)
+            yield event(self._error.envelope())
 
     async def _watch(self) -> None:
         while True:
@@ -163,16 +189,6 @@ class _Sse(EventSourceResponse):
             since = self._sending_since
             if since is not None and time.monotonic() - since >= self._stall_s:
                 raise SendTimeoutError
-
-
-async def _guarded(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    try:
-        async for data in events:
-            yield data
-    except LLMLocalError as error:
-        yield event(error.envelope())
-    except Exception as error:
-        yield event(internal(error).envelope())
 
 
 async def _disconnected(request: Request) -> None:

@@ -46,7 +46,7 @@ class Upstream:
         self.n_open = 0
         self._max_open = max(settings.queue_max, 1)
         self._timeout_s = settings.request_timeout
-        self._draining = False
+        self.draining = False
         self._headers = {"Accept-Encoding": "identity", "User-Agent": f"llm_local/{__version__}"}
         if settings.upstream_api_key:
             self._headers["Authorization"] = f"Bearer {settings.upstream_api_key}"
@@ -72,7 +72,7 @@ class Upstream:
 
     def drain(self) -> None:
         """Take no more requests. Any thread."""
-        self._draining = True
+        self.draining = True
 
     async def check(self) -> None:
         """Ask whether requests would be answered.
@@ -80,7 +80,7 @@ class Upstream:
         Raises:
             Draining, UpstreamUnavailable, UpstreamFailed: they would not.
         """
-        if self._draining:
+        if self.draining:
             raise Draining("The server is shutting down.", retry_after_s=5)
         await self.models()
 
@@ -105,7 +105,7 @@ class Upstream:
             QueueFull, Draining, ModelNotFound: it is not sent.
             DeadlineExceeded, UpstreamRefused, UpstreamFailed, UpstreamUnavailable: it is not answered.
         """
-        if self._draining:
+        if self.draining:
             raise Draining("The server is shutting down.", retry_after_s=5)
         if self.n_open >= self._max_open:
             raise QueueFull(f"The server is busy: {self.n_open} requests are at the upstream.", retry_after_s=1)

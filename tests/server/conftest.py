@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 from llm_local.chat.template import ChatTemplate, named_template
 from llm_local.config import Settings
@@ -81,6 +82,7 @@ class Served:
     url: str
     backend: FakeBackend
     runtime: Runtime
+    app: FastAPI
     failures: list[bool] = field(default_factory=list)
 
     @property
@@ -140,7 +142,9 @@ def serving(
         )
 
     runtime = Runtime(chosen, load or load_fake)
-    served = Served("", backend, runtime)
+    failures: list[bool] = []
+    app = create_app(runtime, lambda: failures.append(True))
+    served = Served("", backend, runtime, app, failures)
     # With the protocol named, asyncio sets TCP_NODELAY: without it every answer on an open connection takes 40 ms.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
@@ -148,7 +152,7 @@ def serving(
     served.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(runtime, lambda: served.failures.append(True)),
+            app,
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=2,

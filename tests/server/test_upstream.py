@@ -135,7 +135,7 @@ def test_the_server_around_it_is_the_same(upstream: Served) -> None:
         assert error_of(http.post("/tokenize", json={"content": "x"}, headers=keyed))["code"] == "not_found"
         assert http.get("/health").json() == {"status": "ok"}
         metrics = http.get("/metrics", headers=keyed).text
-        assert 'llm_local_upstream_requests_total{route="/chat/completions",status="200"} 1.0' in metrics
+        assert "llm_local_upstream_first_byte_seconds_count 1.0" in metrics
         assert "llm_local_upstream_open 0.0" in metrics
 
 
@@ -152,7 +152,6 @@ def test_a_client_that_leaves_ends_the_request_at_the_upstream(stream: bool) -> 
         served.wait_idle(2)
         assert len(served.backend.batches) < 300
         wait_until(lambda: runtime.upstream.n_open == 0)
-        assert 'status="499"} 1.0' in http.get("/metrics").text
 
 
 def test_events_come_as_they_are_made() -> None:
