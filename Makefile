@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test fast check bench image-cpu image-cuda
+.PHONY: help install serve test fast check audit bench image-cpu image-cuda
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -40,6 +40,10 @@ check: $(STAMP)  ## linters, types, architecture
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+audit:  ## look up known vulnerabilities of what is installed in .venv, with pip-audit in a .venv of its own
+	@test -x $(VENV)-audit/bin/pip-audit || { python3 -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip install --quiet pip-audit; }
+	$(VENV)-audit/bin/pip-audit --strict --skip-editable --path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 bench: $(STAMP)  ## compare servers: make bench ARGS="ours=http://127.0.0.1:8080 peer=http://127.0.0.1:8081"
 	$(BIN)/python -m llm_local bench $(ARGS)
