@@ -14,7 +14,7 @@ from typing import Any
 import uvicorn
 from sse_starlette.sse import AppStatus
 
-from llm_local.cli.signals import Server, stop_before_serving
+from llm_local.cli.signals import Server
 from llm_local.cli.tls import Tls
 from llm_local.config import Settings
 from llm_local.errors import StartupError
@@ -40,7 +40,6 @@ def serve(settings: Settings) -> int:
     Raises:
         StartupError: the port is taken, or the model cannot be loaded.
     """
-    stop_before_serving(reloadable=settings.api_keys_file is not None or settings.ssl_certfile is not None)
     _set_up_logging(settings)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     from llm_local.models.locate import locate

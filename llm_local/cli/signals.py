@@ -27,16 +27,6 @@ LAST_WORDS_S = 5
 """How long clients have for the last bytes of their answers, once the engine has stopped."""
 
 
-def stop_before_serving(*, reloadable: bool) -> None:
-    """Let SIGTERM end what comes before the server runs, as SIGINT does (exit code 130); main thread.
-
-    The first process of a container has no default handlers: SIGTERM would do nothing.
-    """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if reloadable:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # What would be read again is about to be read.
-
-
 class Server(uvicorn.Server):
     """Uvicorn that goes on listening while it drains, so that probes and new requests are answered (503).
 
