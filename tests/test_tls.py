@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -40,10 +41,8 @@ def handshake(tls: Tls, authority: trustme.CA) -> bytes:
     client = client_context.wrap_bio(back, there, server_hostname="127.0.0.1")
     server = tls.context.wrap_bio(there, back, server_side=True)
     for side in (client, server, client, server):
-        try:
+        with suppress(ssl.SSLWantReadError):
             side.do_handshake()
-        except ssl.SSLWantReadError:
-            pass
     got = client.getpeercert(binary_form=True)
     assert got is not None
     return got

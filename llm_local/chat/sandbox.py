@@ -1,8 +1,8 @@
 """The sandbox that chat templates run in. A template comes in a GGUF, from anywhere: it gets a budget. Any thread.
 
-jinja2's sandbox keeps a template away from the inside of Python, but not from running for ever (nested loops, macros that
-call themselves twice) or from filling the memory (`'a' * 10**10`, a text that is doubled in a loop). Here every turn of a
-loop, every call, filter and operator looks at the clock, and what they make is counted before it is made.
+jinja2's sandbox keeps a template away from the inside of Python, but not from running for ever (nested loops, macros
+that call themselves twice) or from filling the memory (`'a' * 10**10`, a text that is doubled in a loop). Here every
+turn of a loop, every call, filter and operator looks at the clock, and what they make is counted before it is made.
 
 What is left: Python's own comparison of nested lists that a template has built to explode.
 """
@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
@@ -35,9 +35,12 @@ MAX_BITS = 4096
 # A wide field (`{:>100000}`, `%100000d`), or a width that is itself an argument.
 _WIDE = re.compile(r"\d{5}|%[^a-zA-Z]*\*|\{[^{}]*\{")
 _MAKE_TEXT = frozenset(
-    "capitalize center e escape forceescape format indent join lower pprint replace safe string striptags title tojson"
-    " trim truncate upper urlencode urlize wordcount wordwrap xmlattr".split()
-)
+    {
+        "capitalize", "center", "e", "escape", "forceescape", "format", "indent", "join", "lower", "pprint",
+        "replace", "safe", "string", "striptags", "title", "tojson", "trim", "truncate", "upper", "urlencode",
+        "urlize", "wordcount", "wordwrap", "xmlattr",
+    }
+)  # fmt: skip
 
 
 class TooCostly(SecurityError):
@@ -79,7 +82,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             loop.iter = _filtered(loop.iter, " turns")
         return _with_concats(tree)
 
-    def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Call a function, macro or method of the template's."""
         method = getattr(obj, "__wrapped__", obj)
         owner = getattr(method, "__self__", None)
@@ -150,8 +153,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
             raise TooCostly(f"it takes more than {RENDER_S:.0f} s")
 
 
-def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
-    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
+    return nodes.Filter(cast(nodes.Expr, node), name, [], [], None, None, lineno=node.lineno)
 
 
 def _with_concats(tree: nodes.Template) -> nodes.Template:

@@ -1,7 +1,7 @@
 """`llm-local serve | config | bench`.
 
-Exit codes: 0 fine, 1 the server broke, 2 it could not start, 130 interrupted before it served, 128 + signal at the second
-signal.
+Exit codes: 0 fine, 1 the server broke, 2 it could not start, 130 interrupted before it served, 128 + the signal's
+number at the second signal.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(arguments: SequenceOf[str] | None = None) -> int:
 
 
 def _stop_before_serving(settings: config.Settings) -> None:
-    """Let SIGTERM end what comes before the server runs as SIGINT does, while it imports, looks for files, fetches them.
+    """Let SIGTERM end what comes before the server runs (imports, looking for files, fetching them) as SIGINT does.
 
     The first process of a container has no default handlers: there SIGTERM would do nothing.
     """

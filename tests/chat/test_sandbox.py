@@ -18,7 +18,9 @@ COSTLY = {
     "a long range": "{% for i in range(10**9) %}{% endfor %}",
     "nested loops": LOOP * 3 + "{% endfor %}" * 3,
     "a recursive loop": "{% for i in [[]] recursive %}{{ loop([[]]) }}{{ loop([[]]) }}{% endfor %}",
-    "macros that call twice": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(99) }}",
+    "macros that call twice": (
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(99) }}"
+    ),
     "a product": "{{ ('a' * 10**10) | length }}",
     "a product of a list": "{{ ([1] * 10**10) | length }}",
     "a power": "{{ 10 ** (10 ** 10) }}",
@@ -73,7 +75,10 @@ def test_a_budget_is_for_one_rendering() -> None:
 @pytest.mark.parametrize(
     ("source", "text"),
     [
-        ("{% for m in messages %}{{ loop.index0 }}{{ loop.last }}{{ loop.length }}{{ m.role }}{% endfor %}", "0True1user"),
+        (
+            "{% for m in messages %}{{ loop.index0 }}{{ loop.last }}{{ loop.length }}{{ m.role }}{% endfor %}",
+            "0True1user",
+        ),
         ("{% for i in range(3) %}{{ i }}{% else %}none{% endfor %}", "012"),
         ("{% for m in nothing %}{{ m }}{% else %}none{% endfor %}", "none"),
         ("{% for k, v in {'a': 1}.items() if v %}{{ k ~ '=' ~ v ~ none }}{% endfor %}", "a=1None"),

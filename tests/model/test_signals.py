@@ -199,7 +199,7 @@ def test_after_kill_9_in_mid_start_and_in_mid_answer_the_next_start_is_clean(tmp
     with started(tmp_path, "--port", port, *cache) as (process, log):
         begun(process, log, "listening on")
         process.kill()
-    prompts = [f"{number} " + "Once upon a time. " * 50 for number in range(3)]
+    prompts = [f"{number} " + "Once upon a time. " * 50 for number in range(2)]
     with served(tmp_path, "--port", port, *cache) as server:
         for prompt in prompts:
             body = {"prompt": prompt, "max_tokens": 2}

@@ -6,7 +6,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import httpx
 import pytest
@@ -28,11 +28,9 @@ def connected(served: Served) -> Iterator[socket.socket]:
 def rest(connection: socket.socket) -> bytes:
     """Return what comes until the server closes."""
     data = b""
-    try:
+    with suppress(ConnectionResetError):
         while part := connection.recv(65536):
             data += part
-    except ConnectionResetError:
-        pass
     return data
 
 
@@ -59,7 +57,13 @@ def alive(served: Served) -> bool:
 
 @pytest.mark.parametrize(
     "sends",
-    [b"", b"POST /v1/chat", HEAD, HEAD + b"Content-Length: 100\r\n\r\n{", HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{"],
+    [
+        b"",
+        b"POST /v1/chat",
+        HEAD,
+        HEAD + b"Content-Length: 100\r\n\r\n{",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{",
+    ],
     ids=["nothing", "half a line", "half a head", "half a body", "half a chunk"],
 )
 def test_a_client_that_does_not_finish_its_request_is_let_go(sends: bytes) -> None:
@@ -137,10 +141,8 @@ def test_two_requests_at_once_on_one_connection_are_answered_in_turn() -> None:
 )
 def test_a_head_over_the_limit_is_431(head: bytes) -> None:
     with serving() as served, connected(served) as connection:
-        try:
+        with suppress(ConnectionResetError, BrokenPipeError):
             connection.sendall(head)
-        except (ConnectionResetError, BrokenPipeError):
-            pass
         data = rest(connection)
         assert data == b"" or error_of(data) == (431, "headers_too_large")
         assert alive(served)
@@ -170,7 +172,9 @@ def test_a_connection_too_many_is_503_and_another_may_come_when_one_goes() -> No
         raise AssertionError("no connection became free")
 
 
-@pytest.mark.parametrize("sends", [b"\x16\x03\x01\x02\x00\x01\x00", b"hello\r\n\r\n", HEAD + b"Content-Length: -1\r\n\r\n"])
+@pytest.mark.parametrize(
+    "sends", [b"\x16\x03\x01\x02\x00\x01\x00", b"hello\r\n\r\n", HEAD + b"Content-Length: -1\r\n\r\n"]
+)
 def test_what_is_no_http_is_400_in_the_envelope(sends: bytes) -> None:
     with serving() as served, connected(served) as connection:
         connection.sendall(sends)

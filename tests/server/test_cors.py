@@ -67,7 +67,9 @@ def test_a_star_lets_every_page_call_and_errors_are_readable_too(monkeypatch: py
         assert (answer.status_code, allowed(answer)) == (500, "*")
 
 
-@pytest.mark.parametrize("origin", ["chat.example.com", "https://chat.example.com/", "https://a.example.com/page", "x y"])
+@pytest.mark.parametrize(
+    "origin", ["chat.example.com", "https://chat.example.com/", "https://a.example.com/page", "x y"]
+)
 def test_what_no_browser_would_send_as_an_origin_is_refused(origin: str) -> None:
     with pytest.raises(StartupError, match="is no origin: write https://host"):
         config.load({}, {"LLM_CORS_ORIGINS": origin})

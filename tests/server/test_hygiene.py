@@ -1,4 +1,4 @@
-"""What may come in is anything; what goes out says nothing of the inside, and no request makes this server call another."""
+"""Anything may come in; what goes out says nothing of the inside, and no request makes this server call another."""
 
 from __future__ import annotations
 

@@ -179,7 +179,10 @@ def test_without_the_limit_one_key_may_have_any_number() -> None:
 
 
 def test_no_key_is_in_output_repr_errors_or_the_log(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level(logging.DEBUG)
     path = key_file(tmp_path, "alice: sesame2\n")
@@ -203,7 +206,9 @@ def test_no_key_is_in_output_repr_errors_or_the_log(
 
 
 def test_the_singular_name_is_refused_with_the_right_one() -> None:
-    with pytest.raises(StartupError, match=r"unknown setting LLM_API_KEY \(environment\); the nearest is LLM_API_KEYS\."):
+    with pytest.raises(
+        StartupError, match=r"unknown setting LLM_API_KEY \(environment\); the nearest is LLM_API_KEYS\."
+    ):
         config.load({}, {"LLM_API_KEY": "sesame"})
 
 
