@@ -43,6 +43,11 @@ _MAKE_TEXT = frozenset(
 )  # fmt: skip
 
 
+_WIDTHS = frozenset({"batch", "center", "expandtabs", "indent", "ljust", "rjust", "round", "slice", "zfill"})
+_NO_METHODS = frozenset({"encode", "to_bytes"})
+"""Bytes have the methods of texts, and no conversation needs them."""
+
+
 class TooCostly(SecurityError):
     """A template that takes more time or memory than a conversation can need."""
 
@@ -76,13 +81,17 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self._budget.until = time.monotonic() + RENDER_S
         self._budget.left = MAX_TOTAL
 
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Tell whether a template may see an attribute."""
+        return attr not in _NO_METHODS and super().is_safe_attribute(obj, attr, value)
+
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
         for loop in tree.find_all(nodes.For):
             loop.iter = _filtered(loop.iter, " turns")
         return _with_concats(tree)
 
-    def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function, macro or method of the template's."""
         method = getattr(obj, "__wrapped__", obj)
         owner = getattr(method, "__self__", None)
@@ -120,7 +129,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         values = [*args, *more.values()]
         numbers = [abs(value) for value in values if isinstance(value, int)]
         texts = [value for value in values if isinstance(value, str)]
-        if numbers and name not in ("format", "tojson"):
+        if numbers and name in _WIDTHS:
             _check_length(max(numbers))
         if name in _MAKE_TEXT:
             for value in values:

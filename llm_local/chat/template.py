@@ -90,6 +90,9 @@ class ChatTemplate:
             self._template = self._sandbox.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise StartupError(f"the chat template is not valid Jinja: line {error.lineno}: {error.message}") from error
+        except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
+            # What Python says of the code that Jinja makes: too many blocks or brackets in each other.
+            raise StartupError(f"the chat template cannot be compiled: {error}") from error
 
     @classmethod
     def load(cls, choice: str | None, embedded: str | None, tokens: Mapping[str, str]) -> ChatTemplate:

@@ -79,8 +79,7 @@ class Server(uvicorn.Server):
         """Stop the engine, which ends what still runs with an error, then let uvicorn send that and close."""
         if self.server_state.tasks:
             log.warning("%d requests did not end in time; they are cancelled", len(self.server_state.tasks))
-        if self._runtime.loaded is not None:
-            await self._runtime.loaded.engine.stop()
+        await self._runtime.end()
         await super().shutdown(sockets)
 
     def reload(self) -> None:

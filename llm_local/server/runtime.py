@@ -177,6 +177,11 @@ class Runtime:
         if self.loaded is not None:
             self.loaded.engine.drain()
 
+    async def end(self) -> None:
+        """End what still runs with an error, which goes out to its client."""
+        if self.loaded is not None:
+            await self.loaded.engine.stop()
+
     async def loading(self) -> Loaded:
         """Load on a thread of its own, which the process need not wait for at its end.
 

@@ -8,7 +8,7 @@ import pytest
 
 from llm_local.chat import sandbox
 from llm_local.chat.template import ChatTemplate
-from llm_local.errors import RequestError
+from llm_local.errors import RequestError, StartupError
 
 USER = [{"role": "user", "content": "Привет"}]
 LOOP = "{% for i in range(99999) %}"
@@ -40,6 +40,9 @@ COSTLY = {
     "a width that is an argument": "{{ '{:>{}}'.format(1, 10**10) }}",
     "a width of an old format": "{{ '%10000000000d' % 1 }}",
     "an old width that is an argument": "{{ '%*d' % (10**10, 1) }}",
+    "a width of bytes": "{{ 'a'.encode().ljust(10**10) }}",
+    "a number as bytes": "{{ (1).to_bytes(10**10, 'big') }}",
+    "a precision": "{{ 1.5 | round(10**9, 'ceil') }}",
     "an indent": "{{ ('a\n' * 100000) | indent(100000) }}",
     "an indent of JSON": "{{ messages | tojson(indent=10**9) }}",
     "tabs": "{{ ('\t' * 100000).expandtabs(100000) }}",
@@ -66,6 +69,13 @@ def test_what_takes_time_or_memory_without_end_is_a_400(what: str, monkeypatch: 
     assert len(str(caught.value)) < 300
 
 
+@pytest.mark.parametrize("source", [LOOP * 40 + "{% endfor %}" * 40, "{{ " + "(" * 9999 + "1" + ")" * 9999 + " }}"])
+def test_a_template_that_cannot_be_compiled_is_one_line(source: str) -> None:
+    with pytest.raises(StartupError, match="the chat template cannot be compiled") as caught:
+        ChatTemplate(source)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_budget_is_for_one_rendering() -> None:
     template = ChatTemplate("{{ 'a' * 9999999 }}")
     for _ in range(60):
@@ -89,6 +99,8 @@ def test_a_budget_is_for_one_rendering() -> None:
         ("{{ 'a-b'.split('-')[-1].strip() }}{{ 2 ** 10 }}{{ 'ab' * 2 }}{{ [1] + [2] }}", "b1024abab[1, 2]"),
         ("{% macro f(x) %}[{{ x | trim }}]{% endmacro %}{{ f(' a ') }}", "[a]"),
         ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "1"),
+        ("{{ 1700000000 | string }}{{ nothing | default(1700000000) }}", "17000000001700000000"),
+        ("{% macro f(context, obj, self) %}{{ context }}{% endmacro %}{{ f(obj=1, context=2) }}", "2"),
         ("{{ messages | tojson(indent=2) | length }}", "55"),
         ("{{ messages[0].content | replace('П', 'п') | upper | indent(2) }}", "ПРИВЕТ"),
     ],

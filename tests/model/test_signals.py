@@ -83,6 +83,7 @@ def test_sigterm_refuses_what_is_new_and_lets_running_answers_finish(tmp_path: P
             time.sleep(0.2)
             ready = httpx.get(server.url + "/health/ready")
             assert (ready.status_code, ready.json()["status"]) == (503, "draining")
+            assert "server" not in ready.headers
             assert httpx.get(server.url + "/health/live").status_code == 200
             refused = httpx.post(server.url + "/v1/completions", json=ENDLESS)
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")

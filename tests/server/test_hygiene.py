@@ -90,8 +90,7 @@ def test_any_path_gets_an_answer_that_says_nothing_of_the_inside(http: httpx.Cli
         assert not INSIDE.search(answer.text), answer.text
 
 
-def test_answers_do_not_name_the_server_and_are_what_they_say() -> None:
-    # `server_header=False` is the command's; tests/model has it on a real process.
+def test_no_answer_is_to_be_taken_for_another_type_than_it_says() -> None:
     with serving() as served, httpx.Client(base_url=served.url, verify=False) as http:
         for path in ("/health", "/nothing", "/v1/models"):
             assert http.get(path).headers["x-content-type-options"] == "nosniff"
