@@ -108,6 +108,9 @@ class Connection(HttpToolsProtocol):
         self._stop_timer()
         super().on_message_complete()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        log.debug("a client asked for another protocol and was not heard")
+
     def _count(self, n_bytes: int) -> None:
         self._head_bytes += n_bytes
         if self._head_bytes > self._max_head:

@@ -36,12 +36,13 @@ def begun(process: subprocess.Popen[str], log: Path, mark: str) -> None:
 
 
 @contextmanager
-def started(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """Run a server and do not wait until it is ready."""
+def started(folder: Path, *arguments: str, first: str = "") -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """Run a server, after some Python if wanted, and do not wait until it is ready."""
     log = folder / "server.log"
+    code = f"import sys, time, llm_local.cli\n{first}\nsys.exit(llm_local.cli.main(sys.argv[1:]))"
     with log.open("w") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "llm_local", "serve", "--port", "0", *arguments], stderr=out, stdout=out, text=True
+            [sys.executable, "-c", code, "serve", "--port", "0", *arguments], stderr=out, stdout=out, text=True
         )
     try:
         yield process, log
@@ -120,6 +121,35 @@ def test_the_second_signal_ends_at_once(tmp_path: Path) -> None:
             server.process.send_signal(sign)
             assert server.process.wait(20) == code
             assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_server_runs_is_130(tmp_path: Path, sign: signal.Signals) -> None:
+    # As in a container, whose first process starts without handlers.
+    first = (
+        "import signal, llm_local.cli.serve as serve\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "serve._bind = lambda *_: (print('begun', flush=True), time.sleep(60))"
+    )
+    with started(tmp_path, first=first) as (process, log):
+        begun(process, log, "begun")
+        process.send_signal(sign)
+        assert process.wait(5) == 130
+        assert "Traceback" not in log.read_text()
+
+
+def test_an_engine_that_breaks_is_503_and_exit_code_1(tmp_path: Path) -> None:
+    first = (
+        "import llm_local.engine.engine as engine\n"
+        "def broken(*_): raise RuntimeError('a bug')\n"
+        "engine.Engine._advance = broken"
+    )
+    with started(tmp_path, "--ctx", "512", first=first) as (process, log):
+        begun(process, log, "ready: ")
+        url = log.read_text().partition("listening on ")[2].partition(",")[0]
+        answer = httpx.post(url + "/v1/completions", json={"prompt": "x"}, timeout=30)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_dead")
+        assert process.wait(20) == 1
+        assert "the engine thread died" in log.read_text()
 
 
 @pytest.mark.parametrize("after_s", [0, 3], ids=["while it loads", "while it warms up"])
