@@ -108,6 +108,13 @@ class Connection(HttpToolsProtocol):
         self._stop_timer()
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        """The next request, if one has begun, has its whole time from here."""
+        if self._timer is not None:
+            self._stop_timer()
+            self._expect_request()
+        super().on_response_complete()
+
     def _unsupported_upgrade_warning(self) -> None:
         log.debug("a client asked for another protocol and was not heard")
 

@@ -17,6 +17,9 @@ DOUBLE = "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = 
 COSTLY = {
     "a long range": "{% for i in range(10**9) %}{% endfor %}",
     "nested loops": LOOP * 3 + "{% endfor %}" * 3,
+    "nested loops over one list": (
+        "{% set r = range(9999) %}{% for a in r %}{% for b in r %}{% for c in r %}" + "{% endfor %}" * 3
+    ),
     "a recursive loop": "{% for i in [[]] recursive %}{{ loop([[]]) }}{{ loop([[]]) }}{% endfor %}",
     "macros that call twice": (
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(99) }}"
