@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test fast check docs bench image-cpu image-cuda
+.PHONY: help install serve test fast check docs audit bench image-cpu image-cuda
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -43,6 +43,13 @@ check: $(STAMP)  ## linters, types, architecture
 
 docs: $(STAMP)  ## make docs/configuration.md from the settings
 	$(BIN)/python -m llm_local config --markdown > docs/configuration.md
+
+# CVE-2025-69872 is diskcache's, which has no fix: whoever can write its folder runs code. llama-cpp-python wants it
+# installed for a cache that is never made here.
+audit: $(STAMP)  ## look up known vulnerabilities of what is installed in .venv, with pip-audit in a .venv of its own
+	@test -x $(VENV)-audit/bin/pip-audit || { python3 -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip install --quiet pip-audit; }
+	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)-audit/installed.txt
+	$(VENV)-audit/bin/pip-audit --strict --ignore-vuln CVE-2025-69872 --disable-pip --no-deps --requirement $(VENV)-audit/installed.txt
 
 bench: $(STAMP)  ## compare servers: make bench ARGS="ours=http://127.0.0.1:8080 peer=http://127.0.0.1:8081"
 	$(BIN)/python -m llm_local bench $(ARGS)

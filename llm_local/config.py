@@ -7,6 +7,7 @@ line `--` and the name with hyphens. `docs/configuration.md` is made from this f
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -40,6 +42,13 @@ def _split(value: object) -> object:
 
 def _empty_is_none(value: object) -> object:
     return None if value == "" else value
+
+
+def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+            raise ValueError(f"{origin!r} is no origin: write https://host, with :port where it is not the usual one")
+    return origins
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
@@ -231,13 +240,29 @@ class Serving(Section):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8080, description="port to listen on; 0 takes a free one")
     api_keys: Names = Field((), description="keys that clients must send one of, by commas; unset: open", repr=False)
+    api_keys_file: _optional(Path) = Field(  # type: ignore[valid-type]
+        None, description="file of keys, one a line, `name: key` to see the name in the log; SIGHUP reads it again"
+    )
+    key_concurrency: _optional(Count) = Field(  # type: ignore[valid-type]
+        None, description="most requests that one key may have at work; one more gets 429. unset: no limit"
+    )
+    cors_origins: Annotated[Names, AfterValidator(_check_origins)] = Field(
+        (), description="web pages that may call from a browser: https://host[:port] by commas, or *; unset: none"
+    )
+    ssl_certfile: _optional(Path) = Field(  # type: ignore[valid-type]
+        None, description="PEM certificate chain, to serve HTTPS; SIGHUP reads it again"
+    )
+    ssl_keyfile: _optional(Path) = Field(None, description="PEM key of ssl_certfile; unset: in the same file")  # type: ignore[valid-type]
     queue_max: Annotated[int, Field(ge=0)] = Field(
         256, description="sequences that may wait, or requests at the upstream; one more gets 429"
     )
     request_timeout: Annotated[float, Field(gt=0)] = Field(600.0, description="seconds to a request's deadline")
     send_timeout: Annotated[float, Field(gt=0)] = Field(60.0, description="seconds that a stream waits for its reader")
     drain_timeout: Annotated[float, Field(ge=0)] = Field(30.0, description="seconds that answers get at shutdown")
-    max_body_bytes: Annotated[int, Field(ge=1024)] = Field(8 * 2**20, description="largest request body")
+    receive_timeout: Annotated[float, Field(gt=0)] = Field(60.0, description="seconds to send a request in (408)")
+    max_connections: Count = Field(1000, description="open connections; one more gets 503")
+    max_header_bytes: Annotated[int, Field(ge=1024)] = Field(32 * 2**10, description="largest request head (431)")
+    max_body_bytes: Annotated[int, Field(ge=1024)] = Field(8 * 2**20, description="largest request body (413)")
 
 
 class Logging(Section):
@@ -280,6 +305,10 @@ class Settings(
             raise ValueError(f"kv_type {self.kv_type} needs flash attention: set flash_attention to auto or on")
         if self.disk_cache_dir is not None and not self.host_cache_mb:
             raise ValueError("disk_cache_dir needs host_cache_mb, through which its entries are loaded")
+        if self.key_concurrency is not None and not (self.api_keys or self.api_keys_file):
+            raise ValueError("key_concurrency needs keys: set api_keys or api_keys_file")
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise ValueError("ssl_keyfile needs ssl_certfile, whose key it is")
         return self
 
     @property

@@ -12,9 +12,12 @@ LLMLocalError                     status type                    code
 │  ├─ NotFound                    404    invalid_request_error   not_found
 │  │  └─ ModelNotFound            404    invalid_request_error   model_not_found
 │  ├─ MethodNotAllowed            405    invalid_request_error   method_not_allowed
+│  ├─ ReceiveTimeout              408    invalid_request_error   receive_timeout
 │  ├─ BodyTooLarge                413    invalid_request_error   request_too_large
-│  └─ UnsupportedMediaType        415    invalid_request_error   unsupported_media_type
+│  ├─ UnsupportedMediaType        415    invalid_request_error   unsupported_media_type
+│  └─ HeadersTooLarge             431    invalid_request_error   headers_too_large
 ├─ QueueFull                      429    rate_limit_error        queue_full              + Retry-After
+├─ KeyBusy                        429    rate_limit_error        key_concurrency         + Retry-After
 ├─ DeadlineExceeded               504    timeout_error           deadline_exceeded
 ├─ UpstreamRefused                as the upstream had them
 └─ EngineError                    500    server_error            internal_error
@@ -23,6 +26,7 @@ LLMLocalError                     status type                    code
    └─ Unavailable                 503    server_error            unavailable             + Retry-After
       ├─ EngineDead               503    server_error            engine_dead
       ├─ Draining                 503    server_error            draining
+      ├─ TooManyConnections       503    server_error            too_many_connections
       ├─ Loading                  503    server_error            loading
       └─ UpstreamUnavailable      503    server_error            upstream_unavailable
 """
@@ -127,6 +131,13 @@ class MethodNotAllowed(RequestError):
     code = "method_not_allowed"
 
 
+class ReceiveTimeout(RequestError):
+    """The client did not send the whole request in time."""
+
+    status = 408
+    code = "receive_timeout"
+
+
 class BodyTooLarge(RequestError):
     """The request body is over the limit."""
 
@@ -141,12 +152,27 @@ class UnsupportedMediaType(RequestError):
     code = "unsupported_media_type"
 
 
+class HeadersTooLarge(RequestError):
+    """The head of the request (its line and headers) is over the limit."""
+
+    status = 431
+    code = "headers_too_large"
+
+
 class QueueFull(LLMLocalError):
     """Too many requests wait already."""
 
     status = 429
     type = "rate_limit_error"
     code = "queue_full"
+
+
+class KeyBusy(LLMLocalError):
+    """The API key has as many requests at work as one key may."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "key_concurrency"
 
 
 class DeadlineExceeded(LLMLocalError):
@@ -201,6 +227,12 @@ class Draining(Unavailable):
     """The server is shutting down."""
 
     code = "draining"
+
+
+class TooManyConnections(Unavailable):
+    """As many connections are open as the server takes."""
+
+    code = "too_many_connections"
 
 
 class Loading(Unavailable):

@@ -41,7 +41,7 @@ class FakeSampler:
     def __init__(self, backend: FakeBackend, params: SamplingParams) -> None:
         self._backend = backend
         self._params = params
-        self._random = np.random.default_rng(params.seed or 0)
+        self._random = np.random.default_rng((params.seed or 0) % 2**64)
         self.open = True
         backend.samplers.append(self)
 
@@ -234,7 +234,7 @@ class ReciteBackend(FakeBackend):
 
 def expected_tokens(prompt: tuple[int, ...], params: SamplingParams, max_tokens: int) -> list[int]:
     """What a sequence must yield, computed without any engine or cache."""
-    random, history, out = np.random.default_rng(params.seed or 0), list(prompt), []
+    random, history, out = np.random.default_rng((params.seed or 0) % 2**64), list(prompt), []
     while len(out) < max_tokens:
         logits = next_logits(tuple(history)).astype(np.float64)
         if params.ignore_eos:

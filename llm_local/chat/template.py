@@ -19,8 +19,8 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from llm_local.chat.sandbox import Sandbox
 from llm_local.errors import RequestError, StartupError
 
 Message = Mapping[str, Any]
@@ -34,6 +34,7 @@ RENDER_ERRORS = (
     AttributeError,
     ArithmeticError,
     RecursionError,
+    MemoryError,
 )
 """What a template, or values that it cannot handle, can raise."""
 
@@ -62,11 +63,9 @@ def _tojson(value: Any, indent: int | None = None, separators: Any = None, sort_
     return json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
+def _environment() -> Sandbox:
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+    environment.add_filter("tojson", _tojson)
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment
@@ -86,10 +85,14 @@ class ChatTemplate:
     def __init__(self, source: str, tokens: Mapping[str, str] | None = None) -> None:
         self.source = source
         self._tokens = {"bos_token": "", "eos_token": "", **(tokens or {})}
+        self._sandbox = _environment()
         try:
-            self._template = _environment().from_string(source)
+            self._template = self._sandbox.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise StartupError(f"the chat template is not valid Jinja: line {error.lineno}: {error.message}") from error
+        except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
+            # What Python says of the code that Jinja makes: too many blocks or brackets in each other.
+            raise StartupError(f"the chat template cannot be compiled: {error}") from error
 
     @classmethod
     def load(cls, choice: str | None, embedded: str | None, tokens: Mapping[str, str]) -> ChatTemplate:
@@ -162,6 +165,7 @@ class ChatTemplate:
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
+        self._sandbox.begin()
         try:
             return self._template.render(context)
         except _Raised as error:

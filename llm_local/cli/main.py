@@ -1,9 +1,14 @@
-"""`llm-local serve | config | bench`. Exit codes: 0 fine, 1 the server broke, 2 it could not start, 130 interrupted."""
+"""`llm-local serve | config | bench`.
+
+Exit codes: 0 fine, 1 the server broke, 2 it could not start, 130 interrupted before it served, 128 + the signal's
+number at the second signal.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence as SequenceOf
 from pathlib import Path
@@ -29,6 +34,7 @@ def main(arguments: SequenceOf[str] | None = None) -> int:
         loaded = config.load(flags, os.environ, options.config)
         if options.command == "config":
             return show_config(loaded)
+        _stop_before_serving(loaded.settings)
         from llm_local.cli.serve import serve
 
         return serve(loaded.settings)
@@ -37,6 +43,16 @@ def main(arguments: SequenceOf[str] | None = None) -> int:
         return EXIT_STARTUP
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _stop_before_serving(settings: config.Settings) -> None:
+    """Let SIGTERM end what comes before the server runs (imports, looking for files, fetching them) as SIGINT does.
+
+    The first process of a container has no default handlers: there SIGTERM would do nothing.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if settings.api_keys_file is not None or settings.ssl_certfile is not None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # What it reloads is about to be read.
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
+import os
 import socket
 import sys
+from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,12 @@ import uvicorn
 from sse_starlette.sse import AppStatus
 
 from llm_local.cli import logs
+from llm_local.cli.signals import Server
+from llm_local.cli.tls import Tls
 from llm_local.config import Settings, variable_name
 from llm_local.errors import StartupError
 from llm_local.server.app import create_app
+from llm_local.server.connection import Connection
 from llm_local.server.runtime import Loaded, Runtime
 from llm_local.server.tracing import Tracing
 from llm_local.server.upstream import Upstream
@@ -47,6 +52,7 @@ def serve(settings: Settings) -> int:
     if settings.ineffective:
         names = ", ".join(variable_name(name) for name in settings.ineffective)
         log.warning("with LLM_ENGINE=%s these change nothing: %s", settings.engine, names)
+    tls = Tls.of(settings)
     listener = _bind(settings.host, settings.port)
     engine_died = asyncio.Event()
 
@@ -65,49 +71,48 @@ def serve(settings: Settings) -> int:
         asyncio.get_running_loop().call_later(DEATH_NOTICE_S, stop)
 
     runtime = Runtime(settings, load if upstream is None else None, upstream, tracing=tracing)
-    server = _Server(
+    app = create_app(runtime, on_failure=stop)
+    reloads = {"certificates": tls.reload} if tls is not None else {}
+    if runtime.keys is not None and runtime.keys.path is not None:
+        reloads["API keys"] = runtime.keys.reload
+    server = Server(
         uvicorn.Config(
-            create_app(runtime, on_failure=stop),
+            app,
+            http=partial(Connection, settings),  # type: ignore[arg-type]
+            ws="none",
             log_config=None,
             access_log=False,
             lifespan="on",
-            timeout_graceful_shutdown=max(int(settings.drain_timeout), 1),
             timeout_keep_alive=75,
             server_header=False,
+            ssl_context_factory=(lambda *_: tls.context) if tls is not None else None,
         ),
         runtime,
+        reloads,
     )
 
-    # Answers that are being streamed at shutdown may finish: uvicorn waits for them up to `drain_timeout`.
+    # Answers that are being streamed at shutdown may finish: `Server` waits for them up to `drain_timeout`.
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
-    host, port = listener.getsockname()[:2]
     what = f"forwarding to {upstream.shown}" if upstream is not None else f"loading {paths[0]}"
-    log.info("listening on http://%s:%d, %s", host, port, what)
-    if host not in ("127.0.0.1", "::1") and not settings.api_keys:
-        log.warning("anyone who reaches %s:%d can use this server: set LLM_API_KEYS", host, port)
-    # Uvicorn raises the signal that stopped it once more when it is done; the exit code is ours to give.
-    for sign in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(sign, lambda *_: None)
+    _announce(listener, settings, "http" if tls is None else "https", what)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(server.serve(sockets=[listener]))
     if isinstance(runtime.failed, StartupError):
         raise runtime.failed
-    return EXIT_BROKEN if engine_died.is_set() or runtime.failed is not None else 0
+    code = EXIT_BROKEN if engine_died.is_set() or runtime.failed is not None else 0
+    if runtime.loader is not None and runtime.loader.is_alive():
+        # Told to stop while it loads: the thread is in llama.cpp, which nothing can interrupt.
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
-class _Server(uvicorn.Server):
-    """Uvicorn that refuses new requests as soon as it is told to stop."""
-
-    def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
-        super().__init__(config)
-        self._runtime = runtime
-
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        if self._runtime.loaded is not None:
-            self._runtime.loaded.engine.drain()
-        if self._runtime.upstream is not None:
-            self._runtime.upstream.drain()
-        super().handle_exit(sig, frame)
+def _announce(listener: socket.socket, settings: Settings, scheme: str, what: str) -> None:
+    host, port = listener.getsockname()[:2]
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    log.info("listening on %s://%s, %s", scheme, where, what)
+    if not ip_address(host).is_loopback and not settings.api_keys and settings.api_keys_file is None:
+        log.warning("anyone who reaches %s can use this server: set LLM_API_KEYS or LLM_API_KEYS_FILE", where)
 
 
 def _locate(settings: Settings) -> list[Path | None]:
@@ -134,6 +139,8 @@ def _bind(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # `::` means IPv4, too, on every system.
         listener.bind(address)
         listener.listen(2048)
     except OSError as error:

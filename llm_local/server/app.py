@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
@@ -26,8 +27,9 @@ from llm_local.server.chat import apply_template, chat_completions
 from llm_local.server.completions import completions
 from llm_local.server.embeddings import embeddings
 from llm_local.server.engine_metrics import EngineMetrics
+from llm_local.server.keys import Keys
 from llm_local.server.metrics import metrics
-from llm_local.server.middleware import ApiKeys, RequestIds
+from llm_local.server.middleware import EXPOSED_HEADERS, ApiKeys, LastNet, RequestIds
 from llm_local.server.runtime import Loaded, Runtime
 from llm_local.server.schema import (
     ApplyTemplateRequest,
@@ -41,8 +43,6 @@ from llm_local.server.stream import ClientLeft
 from llm_local.server.upstream_metrics import UpstreamMetrics
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -109,6 +109,9 @@ def create_app(runtime: Runtime, on_failure: Callable[[], None] = lambda: None) 
     Args:
         runtime: its `load` is called on a thread when the application starts.
         on_failure: called on the event loop when loading has failed; `runtime.failed` says why.
+
+    Raises:
+        StartupError: the file of keys cannot be used.
     """
 
     @asynccontextmanager
@@ -139,11 +142,7 @@ def create_app(runtime: Runtime, on_failure: Callable[[], None] = lambda: None) 
         _add(app, path, handler, "POST", _body_schema(body))
     for path, handler in gets:
         _add(app, path, handler, "GET", {})
-    if runtime.settings.api_keys:
-        app.add_middleware(ApiKeys, keys=runtime.settings.api_keys)
-    # Around all that may refuse a request, so that it is counted; within the ids, one of which it takes.
-    app.add_middleware(Access, runtime=runtime)
-    app.add_middleware(RequestIds)
+    _add_middleware(app, runtime)
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -162,19 +161,41 @@ async def _engine(runtime: Runtime, on_failure: Callable[[], None]) -> AsyncIter
     yield
     if runtime.warming is not None:
         await runtime.warming.engine.stop()
-    await loading
+    else:
+        loading.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await loading
     if runtime.loaded is not None and await runtime.loaded.engine.stop():
         runtime.loaded.close()
+
+
+def _add_middleware(app: FastAPI, runtime: Runtime) -> None:
+    """Add what is around the routes; what is added last is outermost."""
+    settings, runtime.keys = runtime.settings, Keys.of(runtime.settings)
+    if runtime.keys is not None:
+        app.add_middleware(ApiKeys, keys=runtime.keys, most_at_work=settings.key_concurrency)
+    app.add_middleware(LastNet)
+    if settings.cors_origins:
+        # Outside of the keys: a browser asks first, without one.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=EXPOSED_HEADERS,
+        )
+    # Around all that may refuse a request, so that it is counted; within the ids, one of which it takes.
+    app.add_middleware(Access, runtime=runtime)
+    app.add_middleware(RequestIds)
 
 
 async def _load(runtime: Runtime, on_failure: Callable[[], None]) -> None:
     """Load the weights and compute the warm prefixes, while `/health` answers."""
     began = time.monotonic()
     try:
-        assert runtime.load is not None, "without weights there must be an upstream"
-        loaded = await _on_thread(runtime.load)
+        loaded = await runtime.loading()
         await _warm(runtime, loaded)
-    except Draining:
+    except (Draining, asyncio.CancelledError):
         return  # Told to stop before anything was served.
     except BaseException as error:
         runtime.failed = error if isinstance(error, LLMLocalError) else errors.internal(error)
@@ -196,23 +217,6 @@ async def _warm(runtime: Runtime, loaded: Loaded) -> None:
         raise
     finally:
         runtime.warming = None
-
-
-async def _on_thread(work: Callable[[], T]) -> T:
-    """Run `work` on a thread of its own, which the process need not wait for at its end."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def run() -> None:
-        try:
-            result = work()
-        except BaseException as error:
-            loop.call_soon_threadsafe(done.set_exception, error)
-        else:
-            loop.call_soon_threadsafe(done.set_result, result)
-
-    threading.Thread(target=run, name="loader", daemon=True).start()
-    return await done
 
 
 def _add(app: FastAPI, path: str, handler: Handler, method: str, extra: dict[str, Any]) -> None:

@@ -94,6 +94,9 @@ def _deepest(details: list[ErrorDetails], value: Any) -> ErrorDetails:
 
 
 def _check_media_type(request: Request) -> None:
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise UnsupportedMediaType(f"The body is encoded as '{encoding}'; send it as it is.")
     declared = request.headers.get("content-type")
     if declared is None:
         return

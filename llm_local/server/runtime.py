@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
@@ -14,7 +16,8 @@ from llm_local.chat.template import ChatTemplate
 from llm_local.config import Settings
 from llm_local.engine.engine import Engine
 from llm_local.engine.radix_tree import Tokens
-from llm_local.errors import EngineError, LLMLocalError, Loading, ModelNotFound
+from llm_local.errors import Draining, EngineError, LLMLocalError, Loading, ModelNotFound
+from llm_local.server.keys import Keys
 from llm_local.server.metrics import Metrics
 from llm_local.server.tracing import Tracing
 from llm_local.server.upstream import Upstream
@@ -24,6 +27,10 @@ T = TypeVar("T")
 
 WORKERS = 4
 """Threads for rendering templates and tokenizing: short work, and the cores belong to the engine."""
+
+
+DRAINING_RETRY_S = 5
+"""By then another server should be there."""
 
 
 class Vocabulary(Protocol):
@@ -132,6 +139,9 @@ class Runtime:
         upstream: who computes instead of this process.
         warming: what is loaded and computes its warm prefixes.
         failed: why loading failed.
+        draining: whether the server was told to stop; nothing new is taken.
+        loader: the thread that loads, or that loaded.
+        keys: what clients must send one of; None where the server is open.
         n_embedding: embedding requests that run or wait.
         tracing: where spans go; None for nowhere.
     """
@@ -142,6 +152,9 @@ class Runtime:
     loaded: Loaded | None = None
     warming: Loaded | None = None
     failed: LLMLocalError | None = None
+    draining: bool = False
+    loader: threading.Thread | None = None
+    keys: Keys | None = None
     started_at: float = field(default_factory=time.time)
     n_embedding: int = 0
     metrics: Metrics = field(default_factory=Metrics)
@@ -157,10 +170,49 @@ class Runtime:
         """
         if self.failed is not None:
             raise EngineError("The model could not be loaded; see the server's log.") from self.failed
+        if self.draining:
+            raise Draining("The server is shutting down.", retry_after_s=DRAINING_RETRY_S)
         if self.loaded is None:
             raise Loading("The model is being loaded; try again in a moment.", retry_after_s=2)
         self.loaded.engine.check_available()
         return self.loaded
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; what runs goes on."""
+        self.draining = True
+        if self.loaded is not None:
+            self.loaded.engine.drain()
+        if self.upstream is not None:
+            self.upstream.drain()
+
+    async def end(self) -> None:
+        """End what still runs with an error, which goes out to its client."""
+        if self.loaded is not None:
+            await self.loaded.engine.stop()
+
+    async def loading(self) -> Loaded:
+        """Load on a thread of its own, which the process need not wait for at its end.
+
+        Raises:
+            StartupError: it cannot be loaded.
+        """
+        load = self.load
+        assert load is not None, "without weights there must be an upstream"
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Loaded] = loop.create_future()
+
+        def run() -> None:
+            result, error = None, None
+            try:
+                result = load()
+            except BaseException as raised:
+                error = raised
+            with contextlib.suppress(RuntimeError):  # The loop is closed: the process ends.
+                loop.call_soon_threadsafe(_settle, done, result, error)
+
+        self.loader = threading.Thread(target=run, name="loader", daemon=True)
+        self.loader.start()
+        return await done
 
     def generator(self, name: str | None) -> ServedModel:
         """Return the model that generates under this name.
@@ -203,3 +255,13 @@ class Runtime:
     async def in_worker(self, work: Callable[..., T], *args: Any) -> T:
         """Run a short piece of CPU work off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self.workers, work, *args)
+
+
+def _settle(done: asyncio.Future[Loaded], result: Loaded | None, error: BaseException | None) -> None:
+    if done.cancelled():
+        return
+    if error is not None:
+        done.set_exception(error)
+    else:
+        assert result is not None
+        done.set_result(result)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import httpx
@@ -23,6 +24,7 @@ from llm_local.engine.engine import Engine
 from llm_local.engine.host_cache import HostCache
 from llm_local.errors import ContextLengthExceeded
 from llm_local.server.app import create_app
+from llm_local.server.connection import Connection
 from llm_local.server.runtime import Loaded, Runtime, ServedModel
 from llm_local.server.warm_prefixes import read_warm_prompts, warm_tokens
 from llm_local.structured.grammars import Grammars
@@ -84,6 +86,10 @@ class Served:
     runtime: Runtime
     app: FastAPI
     failures: list[bool] = field(default_factory=list)
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
 
     @property
     def engine(self) -> Engine:
@@ -153,6 +159,8 @@ def serving(
     server = uvicorn.Server(
         uvicorn.Config(
             app,
+            http=partial(Connection, chosen),
+            ws="none",
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=2,
