@@ -46,8 +46,23 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     engine: Literal["llama.cpp"] = Field("llama.cpp", description="what computes: llama.cpp, in this process")
-    model: str = Field("smollm2-135m", description="GGUF: a path, a file in models_dir, or the embedded smollm2-135m")
-    models_dir: Path = Field(Path("models"), description="folder in which `model` is looked up")
+    model: str = Field(
+        "smollm2-135m",
+        description="a path, a file in models_dir, a name of `llm-local models`, REPO:FILE of the hub, or an address",
+    )
+    models_dir: Path = Field(Path("models"), description="folder in which `model` is looked up, and fetched into")
+    model_url: _optional(str) = Field(  # type: ignore[valid-type]
+        None, description="where to fetch `model` when it is not there: an address, or REPO:FILE of the hub"
+    )
+    model_checksum: Annotated[str, Field(pattern=r"^(sha256:(auto|[0-9a-fA-F]{64})|off)$")] = Field(
+        "sha256:auto", description="of what is fetched: sha256:auto (what its server publishes), sha256:HEX, or off"
+    )
+    download_timeout: Annotated[float, Field(gt=0)] = Field(
+        3600.0, description="seconds that fetching a model may take"
+    )
+    download_retries: Annotated[int, Field(ge=0)] = Field(
+        3, description="tries again after a failed one; counted anew when bytes have come"
+    )
     model_id: _optional(str) = Field(None, description="name in the API; unset: the file's name without quantization")  # type: ignore[valid-type]
     model_aliases: Names = Field((), description="more names that requests may use, by commas; * accepts any")
     gpu_layers: Literal["auto"] | Annotated[int, Field(ge=-1)] = Field(

@@ -37,18 +37,16 @@ def serve(settings: Settings) -> int:
     """
     _set_up_logging(settings)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    from llm_local.models.locate import locate
+    from llm_local.cli.weights import WeightFiles
 
-    path = locate(settings.model, settings.models_dir)
-    embedding_path = locate(settings.embedding_model, settings.models_dir) if settings.embedding_model else None
-    draft_path = locate(settings.draft_model, settings.models_dir) if settings.draft_model else None
+    weights = WeightFiles(settings)
     listener = _bind(settings.host, settings.port)
     engine_died = asyncio.Event()
 
     def load() -> Loaded:
-        from llm_local.cli.load import Weights, load_model
+        from llm_local.cli.load import load_model
 
-        return load_model(Weights(path, embedding_path, draft_path), settings, on_death=died)
+        return load_model(weights.get(), settings, on_death=died)
 
     def stop() -> None:
         server.should_exit = True
@@ -57,7 +55,7 @@ def serve(settings: Settings) -> int:
         engine_died.set()
         asyncio.get_running_loop().call_later(DEATH_NOTICE_S, stop)
 
-    runtime = Runtime(settings, load)
+    runtime = Runtime(settings, load, doing=weights.doing, give_up=weights.give_up)
     server = _Server(
         uvicorn.Config(
             create_app(runtime, on_failure=stop),
@@ -74,7 +72,7 @@ def serve(settings: Settings) -> int:
     # Answers that are being streamed at shutdown may finish: uvicorn waits for them up to `drain_timeout`.
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
     host, port = listener.getsockname()[:2]
-    log.info("listening on http://%s:%d, loading %s", host, port, path.name)
+    log.info("listening on http://%s:%d, loading %s", host, port, weights.name)
     if host not in ("127.0.0.1", "::1") and not settings.api_keys:
         log.warning("anyone who reaches %s:%d can use this server: set LLM_API_KEYS", host, port)
     # Uvicorn raises the signal that stopped it once more when it is done; the exit code is ours to give.
@@ -130,5 +128,5 @@ def _set_up_logging(settings: Settings) -> None:
     logging.basicConfig(
         level=level, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", force=True
     )
-    for name in ("asyncio", "sse_starlette", "httpx", "uvicorn"):
+    for name in ("asyncio", "sse_starlette", "httpx", "httpx2", "filelock", "uvicorn"):
         logging.getLogger(name).setLevel("WARNING")

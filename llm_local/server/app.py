@@ -100,6 +100,7 @@ def create_app(runtime: Runtime, on_failure: Callable[[], None] = lambda: None) 
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(_load(runtime, on_failure))
         yield
+        runtime.give_up()
         if runtime.warming is not None:
             await runtime.warming.engine.stop()
         await loading

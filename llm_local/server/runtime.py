@@ -127,6 +127,8 @@ class Runtime:
 
     Attributes:
         load: loads the weights; called once, on a thread of its own.
+        doing: what `load` does, for those who ask meanwhile.
+        give_up: told when the server stops while `load` may still wait for a download.
         warming: what is loaded and computes its warm prefixes.
         failed: why loading failed.
         n_embedding: embedding requests that run or wait.
@@ -134,6 +136,8 @@ class Runtime:
 
     settings: Settings
     load: Callable[[], Loaded]
+    doing: Callable[[], str] = lambda: "The model is being loaded; try again in a moment."
+    give_up: Callable[[], None] = lambda: None
     loaded: Loaded | None = None
     warming: Loaded | None = None
     failed: LLMLocalError | None = None
@@ -152,7 +156,7 @@ class Runtime:
         if self.failed is not None:
             raise EngineError("The model could not be loaded; see the server's log.") from self.failed
         if self.loaded is None:
-            raise Loading("The model is being loaded; try again in a moment.", retry_after_s=2)
+            raise Loading(self.doing(), retry_after_s=2)
         self.loaded.engine.check_available()
         return self.loaded
 
