@@ -26,7 +26,7 @@ ALLOWED = {
     "__main__": {"cli"},
     "__init__": set(),
 }
-ONLY_IN = {"llama_cpp": "llama", "fastapi": "server", "starlette": "server"}
+ONLY_IN = {"llama_cpp": "llama", "fastapi": "server", "starlette": "server", "huggingface_hub": "models"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 40
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -93,13 +94,16 @@ class Bar:
             self._last_note = progress.note
             return
         if self._bar is None:
+            columns, rows = shutil.get_terminal_size()
             self._bar = tqdm(
                 total=progress.total or None,
                 initial=progress.done,
                 desc=progress.what,
                 unit="B",
                 unit_scale=True,
-                dynamic_ncols=True,
+                # A container's terminal may say that it has no columns and no rows, and tqdm would show nothing.
+                ncols=columns,
+                nrows=rows,
                 smoothing=0.1,
                 file=self._out,
             )
