@@ -33,7 +33,8 @@ def test_a_server_fetches_its_model_says_so_meanwhile_and_answers(smol_path: Pat
         answer = httpx.get(base + "/health")
         assert answer.status_code == 503
         assert "downloading 50 % of smollm2-135m-instruct-q4_1 (98 MB)" in answer.json()["error"]["message"]
-        assert httpx.post(base + "/v1/chat/completions", json={"messages": []}).status_code == 503
+        body = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 4}
+        assert httpx.post(base + "/v1/chat/completions", json=body).status_code == 503
         first.kill()
         first.communicate()
 
@@ -49,7 +50,6 @@ def test_a_server_fetches_its_model_says_so_meanwhile_and_answers(smol_path: Pat
 
         wait_for(ready, START_TIMEOUT_S)
         assert hub.seen[-1].range == f"bytes={half}-"
-        body = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 4}
         answer = httpx.post(base + "/v1/chat/completions", json=body, timeout=60)
         assert answer.status_code == 200
         assert answer.json()["model"] == "smollm2-135m-instruct"
