@@ -88,7 +88,10 @@ class Model(Section):
     engine: Literal["llama.cpp", "openai_compatible"] = Field(
         "llama.cpp", description="what computes: llama.cpp, in this process; or an OpenAI server at upstream_url"
     )
-    model: str = Field("smollm2-135m", description="GGUF: a path, a file in models_dir, or the embedded smollm2-135m")
+    model: str = Field(
+        "smollm2-135m",
+        description="a path, a file in models_dir, a name of `llm-local models`, REPO:FILE of the hub, or an address",
+    )
     model_id: _optional(str) = Field(None, description="name in the API; unset: the file's name without quantization")  # type: ignore[valid-type]
     model_aliases: Names = Field((), description="more names that requests may use, by commas; * accepts any")
 
@@ -127,7 +130,19 @@ class Weights(Section):
 
     title = "Weights"
 
-    models_dir: Path = Field(Path("models"), description="folder in which `model` is looked up")
+    models_dir: Path = Field(Path("models"), description="folder in which `model` is looked up, and fetched into")
+    model_url: _optional(str) = Field(  # type: ignore[valid-type]
+        None, description="where to fetch `model` when it is not there: an address, or REPO:FILE of the hub"
+    )
+    model_checksum: Annotated[str, Field(pattern=r"^(sha256:(auto|[0-9a-fA-F]{64})|off)$")] = Field(
+        "sha256:auto", description="of what is fetched: sha256:auto (what its server publishes), sha256:HEX, or off"
+    )
+    download_timeout: Annotated[float, Field(gt=0)] = Field(
+        3600.0, description="seconds that fetching a model may take"
+    )
+    download_retries: Annotated[int, Field(ge=0)] = Field(
+        3, description="tries again after a failed one; counted anew when bytes have come"
+    )
     gpu_layers: Literal["auto"] | Annotated[int, Field(ge=-1)] = Field(
         "auto", description="layers on the GPU: auto, -1 (all), 0 or a number", union_mode="left_to_right"
     )

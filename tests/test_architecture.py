@@ -34,6 +34,7 @@ ONLY_IN = {
     "starlette": "server",
     "prometheus_client": "server",
     "opentelemetry": "server",
+    "huggingface_hub": "models",
 }
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 40
 

@@ -27,7 +27,7 @@ from llm_local.llama.drafter import LlamaDrafter, check_same_vocabulary
 from llm_local.llama.embedder import Embedder, Pooling
 from llm_local.llama.grammar import LlamaGrammars
 from llm_local.llama.model import LlamaModel
-from llm_local.models.locate import quantization, served_name
+from llm_local.models.names import quantization, served_name
 from llm_local.server.runtime import Loaded, ServedModel
 from llm_local.server.warm_prefixes import read_warm_prompts, warm_tokens
 from llm_local.structured.grammars import Grammars

@@ -21,7 +21,7 @@ import orjson
 from llm_local.config import Settings
 from llm_local.server.requestlog import request_id
 
-QUIET = ("asyncio", "sse_starlette", "httpx", "httpcore", "uvicorn", "urllib3")
+QUIET = ("asyncio", "sse_starlette", "httpx", "httpx2", "httpcore", "filelock", "uvicorn", "urllib3")
 """Whose lines below a warning say nothing that we do not."""
 
 # Control characters, and what some programs take for the end of a line: whoever can choose a name could write lines.

@@ -1,4 +1,4 @@
-"""`llm-local serve | config | bench`.
+"""`llm-local serve | pull | models | config | bench`.
 
 Exit codes: 0 fine, 1 the server broke, 2 it could not start, 130 interrupted before it served, 128 + the signal's
 number at the second signal.
@@ -20,6 +20,8 @@ from llm_local.errors import StartupError
 
 EXIT_STARTUP = 2
 EXIT_INTERRUPTED = 130
+PULL_SETTINGS = ("models_dir", "model_checksum", "download_timeout", "download_retries")
+LIST_SETTINGS = ("models_dir", "ctx", "kv_type")
 
 
 def main(arguments: SequenceOf[str] | None = None) -> int:
@@ -30,10 +32,18 @@ def main(arguments: SequenceOf[str] | None = None) -> int:
             return bench(options)
         if options.command == "config" and options.markdown:
             return show_markdown()
-        flags = {name: getattr(options, name) for name in config.Settings.model_fields}
+        flags = {name: getattr(options, name, None) for name in config.Settings.model_fields}
         loaded = config.load(flags, os.environ, options.config)
         if options.command == "config":
             return show_config(loaded)
+        if options.command == "pull":
+            from llm_local.cli.pull import pull
+
+            return pull(loaded.settings, options.name)
+        if options.command == "models":
+            from llm_local.cli.models import models
+
+            return models(loaded.settings, as_json=options.json)
         _stop_before_serving(loaded.settings)
         from llm_local.cli.serve import serve
 
@@ -64,6 +74,10 @@ def _parser() -> argparse.ArgumentParser:
     _add(commands, "serve", "load a model and serve it")
     config_command = _add(commands, "config", "print every setting, its value and where it came from")
     config_command.add_argument("--markdown", action="store_true", help="print docs/configuration.md instead")
+    pulling = _add(commands, "pull", "fetch a model into the models folder", only=PULL_SETTINGS)
+    pulling.add_argument("name", metavar="NAME|REPO:FILE|URL", help="what to fetch, such as qwen2.5-7b-instruct-q4_k_m")
+    listing = _add(commands, "models", "list the known models, what is on the disk and what fits", only=LIST_SETTINGS)
+    listing.add_argument("--json", action="store_true", help="print JSON")
     text = "load OpenAI servers side by side and compare them"
     add_arguments(
         commands.add_parser(
@@ -74,8 +88,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    text: str,
+    only: SequenceOf[str] | None = None,
 ) -> argparse.ArgumentParser:
+    """Add a command with flags for all settings, or for some."""
     command = commands.add_parser(
         name,
         help=text,
@@ -84,6 +102,8 @@ def _add(
     )
     command.add_argument("--config", type=Path, metavar="TOML", help="configuration file, such as configs/cpu.toml")
     for field_name, field in config.Settings.model_fields.items():
+        if only is not None and field_name not in only:
+            continue
         default = shown(field.default)
         command.add_argument(
             config.flag_name(field_name),

@@ -18,6 +18,7 @@ from sse_starlette.sse import AppStatus
 from llm_local.cli import logs
 from llm_local.cli.signals import Server
 from llm_local.cli.tls import Tls
+from llm_local.cli.weights import WeightFiles
 from llm_local.config import Settings, variable_name
 from llm_local.errors import StartupError
 from llm_local.server.app import create_app
@@ -48,7 +49,7 @@ def serve(settings: Settings) -> int:
     tracing = Tracing() if settings.tracing else None
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     upstream = _upstream(settings) if settings.engine == "openai_compatible" else None
-    paths = _locate(settings) if upstream is None else []
+    weights = WeightFiles(settings) if upstream is None else None
     if settings.ineffective:
         names = ", ".join(variable_name(name) for name in settings.ineffective)
         log.warning("with LLM_ENGINE=%s these change nothing: %s", settings.engine, names)
@@ -57,11 +58,10 @@ def serve(settings: Settings) -> int:
     engine_died = asyncio.Event()
 
     def load() -> Loaded:
-        from llm_local.cli.load import Weights, load_model
+        from llm_local.cli.load import load_model
 
-        path, embedding_path, draft_path = paths
-        assert path is not None
-        return load_model(Weights(path, embedding_path, draft_path), settings, on_death=died)
+        assert weights is not None
+        return load_model(weights.get(), settings, on_death=died)
 
     def stop() -> None:
         server.should_exit = True
@@ -70,7 +70,9 @@ def serve(settings: Settings) -> int:
         engine_died.set()
         asyncio.get_running_loop().call_later(DEATH_NOTICE_S, stop)
 
-    runtime = Runtime(settings, load if upstream is None else None, upstream, tracing=tracing)
+    runtime = Runtime(settings, load if weights is not None else None, upstream, tracing=tracing)
+    if weights is not None:
+        runtime.doing, runtime.give_up = weights.doing, weights.give_up
     app = create_app(runtime, on_failure=stop)
     reloads = {"certificates": tls.reload} if tls is not None else {}
     if runtime.keys is not None and runtime.keys.path is not None:
@@ -93,7 +95,7 @@ def serve(settings: Settings) -> int:
 
     # Answers that are being streamed at shutdown may finish: `Server` waits for them up to `drain_timeout`.
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
-    what = f"forwarding to {upstream.shown}" if upstream is not None else f"loading {paths[0]}"
+    what = f"forwarding to {upstream.shown}" if upstream is not None else f"loading {weights.name if weights else ''}"
     _announce(listener, settings, "http" if tls is None else "https", what)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(server.serve(sockets=[listener]))
@@ -115,16 +117,8 @@ def _announce(listener: socket.socket, settings: Settings, scheme: str, what: st
         log.warning("anyone who reaches %s can use this server: set LLM_API_KEYS or LLM_API_KEYS_FILE", where)
 
 
-def _locate(settings: Settings) -> list[Path | None]:
-    """Return the files of the model, the embedding model and the draft model."""
-    from llm_local.models.locate import locate
-
-    names = (settings.model, settings.embedding_model, settings.draft_model)
-    return [locate(name, settings.models_dir) if name else None for name in names]
-
-
 def _upstream(settings: Settings) -> Upstream:
-    from llm_local.models.locate import served_name
+    from llm_local.models.names import served_name
 
     known = "model" in settings.model_fields_set
     ours = settings.model_id or (served_name(Path(settings.model)) if known else None)

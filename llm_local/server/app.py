@@ -159,6 +159,7 @@ async def _engine(runtime: Runtime, on_failure: Callable[[], None]) -> AsyncIter
     """Load the model beside what is done meanwhile, and stop its engine at the end."""
     loading = asyncio.create_task(_load(runtime, on_failure))
     yield
+    runtime.give_up()
     if runtime.warming is not None:
         await runtime.warming.engine.stop()
     else:

@@ -137,6 +137,8 @@ class Runtime:
     Attributes:
         load: loads the weights; called once, on a thread of its own. None with an upstream.
         upstream: who computes instead of this process.
+        doing: what `load` does, for those who ask meanwhile.
+        give_up: told when the server stops while `load` may still wait for a download.
         warming: what is loaded and computes its warm prefixes.
         failed: why loading failed.
         draining: whether the server was told to stop; nothing new is taken.
@@ -149,6 +151,8 @@ class Runtime:
     settings: Settings
     load: Callable[[], Loaded] | None = None
     upstream: Upstream | None = None
+    doing: Callable[[], str] = lambda: "The model is being loaded; try again in a moment."
+    give_up: Callable[[], None] = lambda: None
     loaded: Loaded | None = None
     warming: Loaded | None = None
     failed: LLMLocalError | None = None
@@ -173,7 +177,7 @@ class Runtime:
         if self.draining:
             raise Draining("The server is shutting down.", retry_after_s=DRAINING_RETRY_S)
         if self.loaded is None:
-            raise Loading("The model is being loaded; try again in a moment.", retry_after_s=2)
+            raise Loading(self.doing(), retry_after_s=2)
         self.loaded.engine.check_available()
         return self.loaded
 

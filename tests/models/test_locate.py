@@ -9,7 +9,8 @@ import pytest
 from llm_local.cli.serve import _locate
 from llm_local.config import Settings
 from llm_local.errors import StartupError
-from llm_local.models.locate import locate, quantization, served_name
+from llm_local.models.locate import locate
+from llm_local.models.names import quantization, served_name
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_a_name_is_found_as_path_in_the_folder_with_and_without_suffix_and_in_sh
 
 def test_what_is_missing_says_where_it_looked_and_what_is_near(tmp_path: Path) -> None:
     (tmp_path / "qwen2.5-7b-q4.gguf").touch()
-    with pytest.raises(StartupError, match=r"did you mean qwen2.5-7b-q4.gguf\?"):
+    with pytest.raises(StartupError, match=r"did you mean qwen2.5-7b-q4.gguf"):
         locate("qwen2.5-7b-q5.gguf", tmp_path)
     (tmp_path / "big-00001-of-00002.gguf").touch()
     with pytest.raises(StartupError, match=r"1 are missing, first big-00002-of-00002\.gguf"):
