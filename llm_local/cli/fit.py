@@ -83,11 +83,7 @@ def choose_layers(weights: Weights, settings: Settings, params: ContextParams) -
     """
     machine = read_machine()
     demand = read_demand(weights, settings, params)
-    if settings.gpu_layers != "auto":
-        devices.check_can_offload(settings.gpu_layers, list(machine.devices))
-    plan = make_plan(demand, machine)
-    if plan.shortage is not None:
-        raise StartupError(explain(demand, machine, plan))
+    plan = check(demand, machine)
     n_gpu = iter(placement.n_gpu for placement in plan.placements)
     return Layers(
         model=next(n_gpu),
@@ -96,6 +92,20 @@ def choose_layers(weights: Weights, settings: Settings, params: ContextParams) -
         plan=plan,
         machine=machine,
     )
+
+
+def check(demand: Demand, machine: Machine) -> Plan:
+    """Return the plan.
+
+    Raises:
+        StartupError: a GPU is asked for that cannot be used, or there is no room; then with what fits.
+    """
+    if demand.gpu_layers != "auto":
+        devices.check_can_offload(demand.gpu_layers, list(machine.devices))
+    plan = make_plan(demand, machine)
+    if plan.shortage is not None:
+        raise StartupError(explain(demand, machine, plan))
+    return plan
 
 
 def read_demand(weights: Weights, settings: Settings, params: ContextParams) -> Demand:

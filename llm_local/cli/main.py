@@ -1,4 +1,7 @@
-"""`llm-local serve | config | bench`. Exit codes: 0 fine, 1 the server broke, 2 it could not start, 130 interrupted."""
+"""`llm-local serve | doctor | config | bench`.
+
+Exit codes: 0 fine, 1 the server broke (doctor: it would not start), 2 it could not start, 130 interrupted.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,11 @@ def main(arguments: SequenceOf[str] | None = None) -> int:
     try:
         if options.command == "bench":
             return bench(options)
-        flags = {name: getattr(options, name) for name in config.Settings.model_fields}
-        loaded = config.load(flags, os.environ, options.config)
+        if options.command == "doctor":
+            from llm_local.cli.doctor import doctor
+
+            return doctor(lambda: _settings(options), as_json=options.json)
+        loaded = _settings(options)
         if options.command == "config":
             return show_config(loaded)
         from llm_local.cli.serve import serve
@@ -34,6 +40,11 @@ def main(arguments: SequenceOf[str] | None = None) -> int:
         return EXIT_STARTUP
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _settings(options: argparse.Namespace) -> config.Loaded:
+    flags = {name: getattr(options, name) for name in config.Settings.model_fields}
+    return config.load(flags, os.environ, options.config)
 
 
 def show_config(loaded: config.Loaded) -> int:
@@ -67,6 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add(commands, "serve", "load a model and serve it")
     _add(commands, "config", "print every setting, its value and where it came from")
+    text = "say whether the server would start here, how the model fits, and what to change"
+    _add(commands, "doctor", text).add_argument("--json", action="store_true", help="print everything as JSON")
     text = "load OpenAI servers side by side and compare them"
     add_arguments(
         commands.add_parser(
@@ -76,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str) -> None:
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
+) -> argparse.ArgumentParser:
     command = commands.add_parser(
         name,
         help=text,
@@ -92,3 +107,4 @@ def _add(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: st
             dest=field_name,
             help=f"{field.description} [{default}]".replace("%", "%%"),
         )
+    return command

@@ -46,7 +46,8 @@ def serve(settings: Settings) -> int:
     engine_died = asyncio.Event()
 
     def load() -> Loaded:
-        from llm_local.cli.load import Weights, load_model
+        from llm_local.cli.fit import Weights
+        from llm_local.cli.load import load_model
 
         return load_model(Weights(path, embedding_path, draft_path), settings, on_death=died)
 

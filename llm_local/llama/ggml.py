@@ -12,6 +12,7 @@ from typing import Any
 # Importing llama_cpp loads the libraries of the backends that this build has.
 import llama_cpp
 from llama_cpp import _ggml
+from llama_cpp._ctypes_extensions import load_shared_library
 
 TYPE_GPU, TYPE_IGPU = 1, 2
 """ggml's own numbers (ggml-backend.h, enum ggml_backend_dev_type)."""
@@ -30,9 +31,8 @@ class _InitParams(ctypes.Structure):
 
 def _libraries() -> list[ctypes.CDLL]:
     """Return ggml's libraries; where a library does not show the symbols of those it needs, the second has them."""
-    loader = _ggml.ctypes_ext.load_shared_library
     try:
-        return [_ggml.libggml, loader("ggml-base", _ggml.libggml_base_path)]
+        return [_ggml.libggml, load_shared_library("ggml-base", _ggml.libggml_base_path)]
     except (OSError, FileNotFoundError):
         return [_ggml.libggml]
 
@@ -78,7 +78,7 @@ _backend_name = _bind("ggml_backend_reg_name", _text, _handle)
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """An entry of a GGUF's list of tensors; `type` is ggml's number, `shape` has the longest dimension of memory first."""
+    """An entry of a GGUF's list of tensors; `type` is ggml's number, `shape` begins with the length of a row."""
 
     name: str
     type: int
@@ -119,7 +119,9 @@ class Gguf:
     def length(self, key: str) -> int:
         """Return how many elements a list has; 0 where there is none."""
         index = _gguf_find(self._file, key.encode())
-        return int(_gguf_array_length(self._file, index)) if index >= 0 and _gguf_type(self._file, index) == _ARRAY else 0
+        return (
+            int(_gguf_array_length(self._file, index)) if index >= 0 and _gguf_type(self._file, index) == _ARRAY else 0
+        )
 
     def tensors(self) -> list[Tensor]:
         """Return what weights are in this file."""
@@ -129,7 +131,7 @@ class Gguf:
                 _gguf_tensor_name(file, index).decode("utf-8", "replace"),
                 _gguf_tensor_type(file, index),
                 _gguf_tensor_size(file, index),
-                tuple(_gguf_tensor_shape(file, index).contents),  # type: ignore[arg-type]
+                tuple(_gguf_tensor_shape(file, index).contents),
             )
             for index in range(_gguf_n_tensors(file))
         ]

@@ -19,8 +19,10 @@ GGUF_MAGIC = b"GGUF"
 _LAYER = re.compile(r"^(?:blk|enc\.blk|dec\.blk)\.(\d+)\.")
 
 Q4_0, Q8_0, Q2_K, Q4_K, Q5_K, Q6_K, IQ4_NL, MXFP4 = 2, 8, 10, 12, 13, 14, 20, 39
-REPACKED = {Q4_0, Q2_K, Q4_K, IQ4_NL, MXFP4} | ({Q8_0, Q5_K, Q6_K} if platform.machine() in ("aarch64", "arm64") else set())
-"""Types that ggml's CPU backend may copy into an order of its own (ggml-cpu/repack.cpp); on older CPUs it copies fewer."""
+REPACKED = {Q4_0, Q2_K, Q4_K, IQ4_NL, MXFP4} | (
+    {Q8_0, Q5_K, Q6_K} if platform.machine() in ("aarch64", "arm64") else set()
+)
+"""Types that ggml's CPU backend may copy into an order of its own (ggml-cpu/repack.cpp); on older ones fewer."""
 
 
 def check_gguf(path: Path) -> None:
@@ -99,7 +101,7 @@ def _shape(name: str, file: Gguf, tensors: list[Tensor]) -> ModelShape:
         n_head=n_head,
         q_width=n_head * k_size,
         n_ctx_train=number("context_length"),
-        largest_matrix_bytes=max((t.n_bytes for t in [*in_layers, *output]), default=0),
+        largest_matrix_bytes=max((t.n_bytes for t in in_layers), default=0),
         expert_share=n_used / n_experts if n_experts else 1.0,
         has_logits=causal,
         sliding_window=number("attention.sliding_window"),

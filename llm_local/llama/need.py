@@ -49,7 +49,7 @@ class ModelShape:
         tied_bytes: the part of them that is the token embeddings once more, of which a GPU gets a copy.
         n_ff: rows that one token has between the two halves of a layer, all experts that it uses together.
         q_width: heads times head size.
-        largest_matrix_bytes: of those in layers and output.
+        largest_matrix_bytes: of those in layers.
         expert_share: the part of the experts that one token uses; 1 where there are none.
     """
 
@@ -82,11 +82,9 @@ class ModelShape:
         """What the quantization comes to."""
         return 8 * self.n_bytes / max(self.n_params, 1)
 
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes of weights that computing one token reads."""
-        unused = (1 - self.expert_share) * sum(layer.expert_bytes for layer in self.layers)
-        return self.output_bytes + sum(layer.n_bytes for layer in self.layers) - int(unused)
+    def read_bytes(self, layer: Layer) -> int:
+        """Return the bytes of a layer's weights that computing one token reads."""
+        return layer.n_bytes - int((1 - self.expert_share) * layer.expert_bytes)
 
 
 @dataclass(frozen=True, slots=True)

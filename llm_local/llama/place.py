@@ -11,10 +11,13 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from llm_local.llama.need import ContextSize, ModelShape, compute_bytes, layer_kv_bytes, logits_bytes, mask_bytes
+from llm_local.llama.need import ContextSize, Layer, ModelShape, compute_bytes, layer_kv_bytes, logits_bytes, mask_bytes
 
 PIPELINE_COPIES = 4
 """GGML_SCHED_MAX_COPIES: inputs of a graph are kept so many times where several devices work on it in turn."""
+
+OFFLOADED_ROWS = 32
+"""A pass of so many rows brings weights from the host's memory to a GPU, one matrix at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +34,18 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """Bytes of one device, or of the host. `mapped` is the part of the weights that stays in the file (host only)."""
+    """Bytes of one device, or of the host.
+
+    Attributes:
+        mapped: the part of the weights that stays in the file (host only).
+        read: weights that computing one token reads here.
+    """
 
     weights: int = 0
     kv: int = 0
     compute: int = 0
     mapped: int = 0
+    read: int = 0
 
     @property
     def taken(self) -> int:
@@ -49,6 +58,7 @@ class Use:
             self.kv + other.kv,
             self.compute + other.compute,
             self.mapped + other.mapped,
+            self.read + other.read,
         )
 
 
@@ -91,12 +101,13 @@ def place(
     uses = [Use() for _ in devices]
     host = _host_weights(shape, first, bool(devices), mapped)
     for unit, home in enumerate(homes):
-        layer = shape.layers[unit] if unit < len(shape.layers) else None
-        kv = sum(layer_kv_bytes(layer, context) for context in contexts) if layer else 0
+        layer = shape.layers[unit] if unit < len(shape.layers) else Layer(shape.output_bytes)
+        kv = sum(layer_kv_bytes(layer, context) for context in contexts)
+        read = shape.read_bytes(layer)
         if home is None:
-            host += Use(kv=kv)
+            host += Use(kv=kv, read=read)
         else:
-            uses[home] += Use(weights=layer.n_bytes if layer else shape.output_bytes, kv=kv)
+            uses[home] += Use(weights=layer.n_bytes, kv=kv, read=read)
     for index in range(len(devices)):
         units = [unit for unit, home in enumerate(homes) if home == index]
         uses[index] += Use(compute=sum(_device_compute(shape, context, units, n_gpu, devices) for context in contexts))
@@ -152,9 +163,7 @@ def _host_weights(shape: ModelShape, first: int, has_gpu: bool, mapped: bool) ->
     if first > len(shape.layers):
         own += shape.output_bytes - shape.tied_bytes
         beside, copied = (
-            (shape.output_repacked_bytes, copied)
-            if shape.tied_bytes
-            else (0, copied + shape.output_repacked_bytes)
+            (shape.output_repacked_bytes, copied) if shape.tied_bytes else (0, copied + shape.output_repacked_bytes)
         )
     if has_gpu:
         copied = beside = 0
@@ -168,16 +177,15 @@ def _device_compute(
     n_layer = len(shape.layers)
     layers = any(unit < n_layer for unit in units)
     total = compute_bytes(shape, context, layers=layers, output=n_layer in units)
-    if n_gpu <= n_layer:
-        # A pass of 32 rows or more brings the weights that are in the host's memory over, one matrix at a time.
-        return total + shape.largest_matrix_bytes
+    if n_gpu <= n_layer and context.n_ubatch >= OFFLOADED_ROWS:
+        return total + max(shape.largest_matrix_bytes, 0 if n_gpu else shape.output_bytes)
     if len(devices) > 1:
         total += (PIPELINE_COPIES - 1) * mask_bytes(context)
     return total
 
 
 def _host_compute(shape: ModelShape, context: ContextSize, first: int) -> int:
-    """Return the buffers of what the CPU computes; at the least the inputs of the graph and the logits that it hands out."""
+    """Return the buffers of what the CPU computes: at the least the inputs of the graph, and the logits it hands out."""
     n_layer = len(shape.layers)
     inputs = mask_bytes(context) + min(context.n_ubatch, context.n_ctx) * shape.n_embd * 4
     own = compute_bytes(shape, context, layers=True, output=first > n_layer) if first else 0

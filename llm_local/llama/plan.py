@@ -109,9 +109,7 @@ def make_plan(demand: Demand, machine: Machine) -> Plan:
     return Plan(tuple(placements), tuple(totals), host, other, shortage, tuple(warnings))
 
 
-def _place(
-    model: ModelDemand, demand: Demand, devices: list[Device], room: list[int], *, whole: bool
-) -> Placement:
+def _place(model: ModelDemand, demand: Demand, devices: list[Device], room: list[int], *, whole: bool) -> Placement:
     """Place one model; `whole` allows `auto` all or nothing."""
     mapped = demand.stays_in_file
     if demand.gpu_layers != "auto":
@@ -138,7 +136,7 @@ def _host_shortage(host: Use, other: int, shared: int, memory: Memory) -> str | 
     swap = f" and {size(memory.swap)} of swap" if memory.swap else ""
     on_gpu = f", {size(shared)} for the GPU" if shared else ""
     return (
-        f"this needs {_parts(host)}, {size(other)} for the process and its cache{on_gpu}: {size(need)} of memory in all, "
+        f"this needs {_parts(host)}, {size(other)} for the process and its cache{on_gpu}: {size(need)} of memory, "
         f"and {size(memory.available)}{swap} are free"
     )
 
@@ -190,8 +188,10 @@ def explain(demand: Demand, machine: Machine, plan: Plan) -> str:
     ways = alternatives(demand, machine)
     advice = "; or ".join(ways) if ways else "no single setting is enough: take a smaller model, and a smaller LLM_CTX"
     name = demand.models[0].shape.name
-    return f"{name} does not fit: {plan.shortage}. What fits: {advice}" if ways else (
-        f"{name} does not fit: {plan.shortage}; {advice}"
+    return (
+        f"{name} does not fit: {plan.shortage}. What fits: {advice}"
+        if ways
+        else (f"{name} does not fit: {plan.shortage}; {advice}")
     )
 
 
@@ -202,7 +202,9 @@ def summary(machine: Machine, plan: Plan) -> str:
     for device, use in zip(machine.devices, plan.devices, strict=True):
         if use.taken and main.n_gpu:
             parts.append(f"{device.name}: {_parts(use)} of {size(device.free_bytes)} free")
-    parts.append(f"memory: {_parts(plan.host)}" + (f" of {size(machine.memory.available)} free" if machine.memory else ""))
+    parts.append(
+        f"memory: {_parts(plan.host)}" + (f" of {size(machine.memory.available)} free" if machine.memory else "")
+    )
     return "; ".join(parts)
 
 
@@ -260,7 +262,9 @@ def _parts(use: Use) -> str:
     weights = f"weights {size(use.weights)}" if use.weights else ""
     mapped = f"weights {size(use.mapped)} in the file" if use.mapped else ""
     return ", ".join(
-        part for part in (weights, mapped, f"KV {size(use.kv)}" if use.kv else "", f"compute {size(use.compute)}") if part
+        part
+        for part in (weights, mapped, f"KV {size(use.kv)}" if use.kv else "", f"compute {size(use.compute)}")
+        if part
     )
 
 
