@@ -96,7 +96,9 @@ def _use(use: Use) -> str:
         parts.append(f"weights {size(use.weights)}")
     if use.mapped:
         parts.append(f"weights {size(use.mapped)} mapped from the file")
-    return ", ".join([*parts, f"KV {size(use.kv)}", f"compute {size(use.compute)}"])
+    if use.kv:
+        parts.append(f"KV {size(use.kv)}")
+    return ", ".join([*parts, f"compute {size(use.compute)}"])
 
 
 def _facts(use: Use) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def check_can_offload(gpu_layers: int, devices: list[Device]) -> None:
     if gpu_backends:
         raise StartupError(
             f"gpu_layers is {gpu_layers}, and this build has {' and '.join(gpu_backends)}, but no device is found. See "
-            "whether the driver works (nvidia-smi, vulkaninfo), in a container give it the GPU (docker run --gpus all), "
+            "whether the driver works (nvidia-smi, vulkaninfo), in a container give it the GPU (--gpus all), "
             "or set LLM_GPU_LAYERS=0"
         )
     raise StartupError(

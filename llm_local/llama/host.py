@@ -96,7 +96,7 @@ def _levels(controller: str, proc: Path, cgroup: Path) -> Iterator[Path]:
         _, names, path = line.split(":", 2)
         if names and controller not in names.split(","):
             continue
-        mounts = [cgroup / names, cgroup / controller] if names else [cgroup, cgroup / "unified"]
+        mounts = [cgroup / names, cgroup / controller] if names else [cgroup / "unified", cgroup]
         mount = next((folder for folder in mounts if folder.is_dir()), None)
         if mount is None:
             continue

@@ -185,7 +185,7 @@ def _device_compute(
 
 
 def _host_compute(shape: ModelShape, context: ContextSize, first: int) -> int:
-    """Return the buffers of what the CPU computes: at the least the inputs of the graph, and the logits it hands out."""
+    """Return the buffers of what the CPU computes, the inputs of the graph at least, and the logits handed out."""
     n_layer = len(shape.layers)
     inputs = mask_bytes(context) + min(context.n_ubatch, context.n_ctx) * shape.n_embd * 4
     own = compute_bytes(shape, context, layers=True, output=first > n_layer) if first else 0

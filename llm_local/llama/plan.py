@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from llm_local.llama.host import Memory
-from llm_local.llama.need import MIB, ContextSize, ModelShape
+from llm_local.llama.need import KV_BYTES, MIB, ContextSize, ModelShape
 from llm_local.llama.place import Device, Placement, Use, after, fitting, place, within
 
 PROCESS_BYTES = 128 * MIB
@@ -103,7 +103,7 @@ def make_plan(demand: Demand, machine: Machine) -> Plan:
     warnings: list[str] = []
     if machine.memory is not None:
         shortage = shortage or _host_shortage(host, other, shared, machine.memory)
-        warnings += _host_warnings(host, other, shared, machine.memory)
+        warnings += [] if shortage else _host_warnings(host, other, shared, machine.memory)
     if demand.gpu_layers == "auto" and machine.devices and not placements[0].n_gpu:
         warnings.append(f"no layer fits into the free memory of {_names(machine)}: all is computed on the CPU")
     return Plan(tuple(placements), tuple(totals), host, other, shortage, tuple(warnings))
@@ -164,10 +164,7 @@ def alternatives(demand: Demand, machine: Machine) -> list[str]:
             found.append(f"set LLM_GPU_LAYERS to at most {most.n_gpu} (of {most.placements[0].n_units}), or to auto")
     if n_ctx := _largest_ctx(demand, machine):
         found.append(f"set LLM_CTX to at most {n_ctx}")
-    for kv_type in ("q8_0", "q4_0"):
-        if _fits(_with_kv_type(demand, kv_type), machine):
-            found.append(f"LLM_KV_TYPE={kv_type}")
-            break
+    found += _smaller_cells(demand, machine)
     for name, other in (
         ("LLM_MLOCK=false", replace(demand, mlock=False)),
         ("LLM_MMAP=true", replace(demand, mmap=True)),
@@ -213,13 +210,15 @@ def size(n_bytes: int) -> str:
     return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / MIB:.0f} MiB"
 
 
-def with_ctx(demand: Demand, n_ctx: int) -> Demand:
-    """Return the demand with another LLM_CTX."""
-    return _with_contexts(demand, n_ctx=n_ctx)
-
-
-def _with_kv_type(demand: Demand, kv_type: str) -> Demand:
-    return _with_contexts(demand, kv_type=kv_type, flash_attention=True)
+def _smaller_cells(demand: Demand, machine: Machine) -> list[str]:
+    """Return the first of what makes cells or scores smaller; quantized cells need flash attention."""
+    context = next(c for c in demand.models[0].contexts if c.follows_ctx)
+    if not context.flash_attention:
+        changes: list[tuple[str, dict[str, object]]] = [("LLM_FLASH_ATTENTION=auto", {"flash_attention": True})]
+    else:
+        smaller = [t for t in KV_BYTES if KV_BYTES[t] < KV_BYTES[context.kv_type]]
+        changes = [(f"LLM_KV_TYPE={t}", {"kv_type": t}) for t in smaller]
+    return [name for name, change in changes if _fits(_with_contexts(demand, **change), machine)][:1]
 
 
 def _with_contexts(demand: Demand, **changes: object) -> Demand:
@@ -254,7 +253,7 @@ def _largest_ctx(demand: Demand, machine: Machine, step: int = 256) -> int:
     low, high = 0, max(c.n_ctx for model in demand.models for c in model.contexts if c.follows_ctx) // step
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if _fits(with_ctx(demand, middle * step), machine) else (low, middle - 1)
+        low, high = (middle, high) if _fits(_with_contexts(demand, n_ctx=middle * step), machine) else (low, middle - 1)
     return low * step
 
 
