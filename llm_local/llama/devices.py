@@ -13,14 +13,17 @@ UNIFIED = ("MTL",)
 def gpu_devices(host_available_bytes: int | None) -> list[Device]:
     """Return the devices that llama.cpp uses by default, in its order: integrated ones only where there are no others.
 
-    (llama.cpp, llama_prepare_model_devices. A card that two backends show is used once there; here it counts twice
-    unless its name is the same.)
+    A card that two backends show is used once (llama.cpp, llama_prepare_model_devices).
 
     Args:
         host_available_bytes: what a device that does not tell its memory is taken to have, as llama.cpp does.
     """
     native = ggml.native_devices()
-    chosen = [device for device in native if device.type == ggml.TYPE_GPU]
+    chosen: list[ggml.NativeDevice] = []
+    for device in native:
+        seen = device.id is not None and device.id in {other.id for other in chosen}
+        if device.type == ggml.TYPE_GPU and not seen:
+            chosen.append(device)
     if not chosen:
         integrated = [device for device in native if device.type == ggml.TYPE_IGPU]
         chosen = [device for device in integrated if device.backend == integrated[0].backend]

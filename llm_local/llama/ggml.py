@@ -29,6 +29,20 @@ class _InitParams(ctypes.Structure):
     _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
 
 
+class _Properties(ctypes.Structure):
+    """ggml-backend.h, struct ggml_backend_dev_props; what the device is capable of follows in `caps`, five bools."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("description", ctypes.c_char_p),
+        ("memory_free", ctypes.c_size_t),
+        ("memory_total", ctypes.c_size_t),
+        ("type", ctypes.c_int),
+        ("device_id", ctypes.c_char_p),
+        ("caps", ctypes.c_bool * 64),
+    )
+
+
 def _libraries() -> list[ctypes.CDLL]:
     """Return ggml's libraries; where a library does not show the symbols of those it needs, the second has them."""
     try:
@@ -66,10 +80,7 @@ _gguf_tensor_shape = _bind("gguf_get_tensor_ne", ctypes.POINTER(ctypes.c_int64 *
 
 _device_count = _bind("ggml_backend_dev_count", _size)
 _device_get = _bind("ggml_backend_dev_get", _handle, _size)
-_device_name = _bind("ggml_backend_dev_name", _text, _handle)
-_device_description = _bind("ggml_backend_dev_description", _text, _handle)
-_device_type = _bind("ggml_backend_dev_type", ctypes.c_int, _handle)
-_device_memory = _bind("ggml_backend_dev_memory", None, _handle, ctypes.POINTER(_size), ctypes.POINTER(_size))
+_device_properties = _bind("ggml_backend_dev_get_props", None, _handle, ctypes.POINTER(_Properties))
 _device_backend = _bind("ggml_backend_dev_backend_reg", _handle, _handle)
 _backend_count = _bind("ggml_backend_reg_count", _size)
 _backend_get = _bind("ggml_backend_reg_get", _handle, _size)
@@ -150,7 +161,13 @@ class Gguf:
 
 @dataclass(frozen=True, slots=True)
 class NativeDevice:
-    """A device as ggml describes it; `type` is ggml's number, the memory is in bytes (0 where it does not tell)."""
+    """A device as ggml describes it.
+
+    Attributes:
+        type: ggml's number.
+        free_bytes: 0, as `total_bytes`, where it does not tell.
+        id: of the card, the same for all backends that show it; None where it does not tell.
+    """
 
     name: str
     description: str
@@ -158,6 +175,7 @@ class NativeDevice:
     type: int
     free_bytes: int
     total_bytes: int
+    id: str | None = None
 
 
 def native_devices() -> list[NativeDevice]:
@@ -165,16 +183,17 @@ def native_devices() -> list[NativeDevice]:
     found = []
     for index in range(_device_count()):
         device = _device_get(index)
-        free, total = _size(0), _size(0)
-        _device_memory(device, ctypes.byref(free), ctypes.byref(total))
+        of = _Properties()
+        _device_properties(device, ctypes.byref(of))
         found.append(
             NativeDevice(
-                _device_name(device).decode(),
-                _device_description(device).decode("utf-8", "replace").strip(),
-                _backend_name(_device_backend(device)).decode(),
-                _device_type(device),
-                free.value,
-                total.value,
+                name=_decoded(of.name),
+                description=_decoded(of.description).strip(),
+                backend=_decoded(_backend_name(_device_backend(device))),
+                type=of.type,
+                free_bytes=of.memory_free,
+                total_bytes=of.memory_total,
+                id=_decoded(of.device_id) or None,
             )
         )
     return found
@@ -183,3 +202,7 @@ def native_devices() -> list[NativeDevice]:
 def backends() -> list[str]:
     """Return the names of the backends that this build has, such as `CUDA` and `CPU`."""
     return [_backend_name(_backend_get(index)).decode() for index in range(_backend_count())]
+
+
+def _decoded(text: bytes | None) -> str:
+    return (text or b"").decode("utf-8", "replace")

@@ -183,13 +183,10 @@ def alternatives(demand: Demand, machine: Machine) -> list[str]:
 def explain(demand: Demand, machine: Machine, plan: Plan) -> str:
     """Return why a plan with a shortage cannot be, and what could, in one line."""
     ways = alternatives(demand, machine)
-    advice = "; or ".join(ways) if ways else "no single setting is enough: take a smaller model, and a smaller LLM_CTX"
-    name = demand.models[0].shape.name
-    return (
-        f"{name} does not fit: {plan.shortage}. What fits: {advice}"
-        if ways
-        else (f"{name} does not fit: {plan.shortage}; {advice}")
-    )
+    advice = f"What fits: {'; or '.join(ways)}"
+    if not ways:
+        advice = "No single setting is enough: take a smaller model, and a smaller LLM_CTX"
+    return f"{demand.models[0].shape.name} does not fit: {plan.shortage}. {advice}"
 
 
 def summary(machine: Machine, plan: Plan) -> str:

@@ -16,6 +16,7 @@ CARD = NativeDevice("CUDA0", "Card", "CUDA", ggml.TYPE_GPU, 7, 8)
 CHIP = NativeDevice("Vulkan0", "Chip", "Vulkan", ggml.TYPE_IGPU, 5, 6)
 OTHER_CHIP = NativeDevice("SYCL0", "Chip", "SYCL", ggml.TYPE_IGPU, 5, 6)
 MUTE = NativeDevice("GPUOpenCL", "Phone", "OpenCL", ggml.TYPE_GPU, 0, 0)
+SAME_CARD = [NativeDevice(name, "Card", name, ggml.TYPE_GPU, 7, 8, id="0000:c1:00.0") for name in ("CUDA0", "Vulkan0")]
 METAL = NativeDevice("MTL0", "Apple M3", "MTL", ggml.TYPE_GPU, 9, 9)
 
 
@@ -25,10 +26,12 @@ METAL = NativeDevice("MTL0", "Apple M3", "MTL", ggml.TYPE_GPU, 9, 9)
         ([CPU, BLAS], []),
         ([CARD, CPU], ["CUDA0"]),
         ([CHIP, CARD, CPU], ["CUDA0"]),
+        ([CARD, CARD, CPU], ["CUDA0", "CUDA0"]),
+        ([*SAME_CARD, CPU], ["CUDA0"]),
         ([CHIP, OTHER_CHIP, CPU], ["Vulkan0"]),
     ],
 )
-def test_integrated_gpus_count_where_there_are_no_others(
+def test_devices_are_those_that_llama_cpp_uses(
     monkeypatch: pytest.MonkeyPatch, native: list[NativeDevice], names: list[str]
 ) -> None:
     monkeypatch.setattr(ggml, "native_devices", lambda: native)

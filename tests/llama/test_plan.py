@@ -129,7 +129,7 @@ def test_memory_that_a_gpu_shares_with_the_cpu_counts_there_too() -> None:
 def test_where_no_single_setting_helps_the_message_says_so() -> None:
     there = machine(available_mib=100)
     plan = make_plan(demand(), there)
-    assert "no single setting is enough" in explain(demand(), there, plan)
+    assert "No single setting is enough" in explain(demand(), there, plan)
 
 
 def test_a_system_that_does_not_tell_its_memory_refuses_nothing() -> None:

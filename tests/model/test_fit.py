@@ -18,6 +18,7 @@ from llm_local.llama.header import read_shape
 from llm_local.llama.model import LlamaModel
 from llm_local.llama.need import MIB, kv_bytes
 from llm_local.llama.place import Placement, place
+from llm_local.llama.plan import Demand
 from tests.model.conftest import Process
 
 pytestmark = pytest.mark.model
@@ -106,6 +107,22 @@ def test_the_embedding_context_and_the_draft_are_in_the_plan(smol_path: Path) ->
     assert host_kv(fit.Weights(smol_path), embedding_ctx=512) == 16 + 1 + 2
     assert host_kv(fit.Weights(smol_path, draft=smol_path), embedding=False) == 2 * (16 + 1)
     assert host_kv(fit.Weights(smol_path, embedding=smol_path)) == 16 + 1 + 1 + 8
+
+
+def test_the_demand_is_what_the_settings_say(smol_path: Path) -> None:
+    def demand(**options: object) -> Demand:
+        settings = Settings.model_validate(options)
+        return fit.read_demand(fit.Weights(smol_path), settings, fit.context_params(settings, n_pinned=0))
+
+    assert demand().utilization == 0.9
+    assert demand(gpu_memory_utilization=0.5).utilization == 0.5
+    assert (demand().gpu_layers, demand(gpu_layers=7).gpu_layers) == ("auto", 7)
+    assert [demand(**{name: False}).stays_in_file for name in ("mmap", "mlock")] == [False, True]
+    assert not demand(mlock=True).stays_in_file
+    assert demand(host_cache_mb=3).host_cache_bytes == 3 * MIB
+    for share in (0, 1.1):
+        with pytest.raises(ValueError, match="gpu_memory_utilization"):
+            demand(gpu_memory_utilization=share)
 
 
 def test_what_does_not_fit_is_refused_before_weights_are_read(smol_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
