@@ -83,8 +83,7 @@ def make_plan(demand: Demand, machine: Machine) -> Plan:
     `auto` plans with `utilization` of the free memory of each device. An explicit number may use all of it.
     """
     devices = list(machine.devices)
-    share = demand.utilization if demand.gpu_layers == "auto" else 1.0
-    budgets = [int(device.free_bytes * share) for device in devices]
+    budgets = [int(device.free_bytes * demand.utilization) for device in devices]
     placements: list[Placement] = []
     totals = [Use() for _ in devices]
     for index, model in enumerate(demand.models):

@@ -72,7 +72,7 @@ def test_the_cpu_quota_is_found(tmp_path: Path, case: str, files: dict[str, str]
 
 
 @pytest.mark.parametrize(
-    ("affinity", "quota", "usable"), [(8, None, 8), (8, 2.5, 2), (2, 6.0, 2), (8, 0.5, 1), (1, None, 1)]
+    ("affinity", "quota", "usable"), [(8, None, 8), (8, 2.7, 2), (2, 6.0, 2), (8, 0.5, 1), (1, None, 1)]
 )
 def test_threads_follow_affinity_and_quota(affinity: int, quota: float | None, usable: int) -> None:
     assert host.Cpus(8, affinity, quota).usable == usable

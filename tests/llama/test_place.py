@@ -54,7 +54,14 @@ def test_what_the_cpu_backend_copies_is_not_in_the_file_any_more_unless_there_is
 
 @pytest.mark.parametrize(
     ("free", "counts"),
-    [((1000, 1000), (6, 5)), ((3000, 1000), (9, 2)), ((1000, 0), (11, 0)), ((0, 0), (11, 0)), ((1, 1, 2), (3, 3, 5))],
+    [
+        ((1000, 1000), (6, 5)),
+        ((900, 100), (10, 1)),
+        ((3000, 1000), (9, 2)),
+        ((1000, 0), (11, 0)),
+        ((0, 0), (11, 0)),
+        ((1, 1, 2), (3, 3, 5)),
+    ],
 )
 def test_several_gpus_share_the_layers_by_their_free_memory(free: tuple[int, ...], counts: tuple[int, ...]) -> None:
     model = shape(layers=(Layer(1),) * 10, output_bytes=1)
