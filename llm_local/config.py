@@ -146,6 +146,9 @@ class Weights(Section):
     gpu_layers: Literal["auto"] | Annotated[int, Field(ge=-1)] = Field(
         "auto", description="layers on the GPU: auto, -1 (all), 0 or a number", union_mode="left_to_right"
     )
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.9, description="share of the free GPU memory that gpu_layers=auto may plan with"
+    )
 
 
 class Computing(Section):

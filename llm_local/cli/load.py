@@ -10,23 +10,24 @@ from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from llm_local.chat.template import ChatTemplate
+from llm_local.cli.fit import Weights, choose_layers, context_params
 from llm_local.config import Settings
 from llm_local.engine.disk_cache import DiskCache
 from llm_local.engine.engine import Engine
 from llm_local.engine.host_cache import HostCache
 from llm_local.engine.radix_tree import Tokens
 from llm_local.errors import StartupError
-from llm_local.llama import devices
-from llm_local.llama.backend import MAX_SLOTS, ContextParams, LlamaBackend
+from llm_local.llama import host
+from llm_local.llama.backend import ContextParams, LlamaBackend
 from llm_local.llama.drafter import LlamaDrafter, check_same_vocabulary
 from llm_local.llama.embedder import Embedder, Pooling
 from llm_local.llama.grammar import LlamaGrammars
 from llm_local.llama.model import LlamaModel
+from llm_local.llama.plan import summary
 from llm_local.models.names import quantization, served_name
 from llm_local.server.runtime import Loaded, ServedModel
 from llm_local.server.warm_prefixes import read_warm_prompts, warm_tokens
@@ -44,18 +45,6 @@ PARK_AFTER = 8
 GPU_TARGET_GAP_S = 0.05
 """Longest step in which answers run, where steps are short."""
 
-SPARE_SLOTS = 8
-"""Slots beside the running ones: conversations that stay resident. They cost nothing but the cells they hold."""
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """The files that are loaded."""
-
-    model: Path
-    embedding: Path | None = None
-    draft: Path | None = None
-
 
 def load_model(weights: Weights, settings: Settings, on_death: Callable[[], None]) -> Loaded:
     """Load the weights and create the contexts.
@@ -65,10 +54,12 @@ def load_model(weights: Weights, settings: Settings, on_death: Callable[[], None
     """
     with ExitStack() as undo:
         prompts = read_warm_prompts(settings.warm_prefixes.expanduser()) if settings.warm_prefixes is not None else []
-        layers = devices.gpu_layers(settings.gpu_layers)
-        threads = settings.threads or devices.usable_cpus()
+        params = context_params(settings, n_pinned=len(prompts))
+        layers = choose_layers(weights, settings, params)
+        for warning in layers.plan.warnings:
+            log.warning("%s", warning)
         path = weights.model
-        model = LlamaModel(path, n_gpu_layers=layers, mmap=settings.mmap, mlock=settings.mlock)
+        model = LlamaModel(path, n_gpu_layers=layers.model, mmap=settings.mmap, mlock=settings.mlock)
         undo.callback(model.close)
         if settings.mlock:
             _warn_unless_locked(model)
@@ -80,14 +71,12 @@ def load_model(weights: Weights, settings: Settings, on_death: Callable[[], None
                 "If this one embeds, name it in LLM_EMBEDDING_MODEL"
             )
         window = _window(settings, model)
-        devices.check_kv_fits(model, settings.ctx, settings.kv_type, on_gpu=layers != 0)
-        params = _context_params(settings, threads, n_pinned=len(prompts))
         backend = LlamaBackend(model, params)
         undo.callback(backend.close)
-        drafter = _drafter(model, weights.draft, settings, params, layers, window)
+        drafter = _drafter(model, weights.draft, settings, params, layers.draft, window)
         if drafter is not None:
             undo.callback(drafter.close)
-        embedder = _embedder(model, weights.embedding, settings, threads, layers)
+        embedder = _embedder(model, weights.embedding, settings, params.n_threads, layers.embedding)
         if embedder is not None:
             undo.callback(embedder.close, StartupError("the start failed"))
         template = ChatTemplate.load(settings.chat_template, model.chat_template, _token_texts(model))
@@ -101,11 +90,11 @@ def load_model(weights: Weights, settings: Settings, on_death: Callable[[], None
             max_running=settings.parallel,
             queue_max=settings.queue_max,
             window=window,
-            target_gap_s=_target_gap_s(settings, on_gpu=layers != 0),
+            target_gap_s=_target_gap_s(settings, on_gpu=layers.model != 0),
             prefill_chunk=settings.prefill_chunk,
             answer_reserve=max(settings.n_predict, 1),
             host=_host_cache(settings, model, backend),
-            park_after=PARK_AFTER if layers == 0 else None,
+            park_after=PARK_AFTER if layers.model == 0 else None,
             drafter=drafter,
             side_job=embedder,
             on_death=on_death,
@@ -115,6 +104,7 @@ def load_model(weights: Weights, settings: Settings, on_death: Callable[[], None
         if embedder is not None:
             embedder.connect(engine.wake, engine.post)
         undo.pop_all()
+    log.info("%s", summary(layers.machine, layers.plan))
     # What is loaded stays: later collections need not walk over it.
     gc.collect()
     gc.freeze()
@@ -198,32 +188,6 @@ def _check_prefixes_come_back(prefixes: SequenceOf[Tokens], cell_bytes: int, set
         )  # fmt: skip
 
 
-def _context_params(settings: Settings, threads: int, n_pinned: int) -> ContextParams:
-    """Return the sizes of the context; each pinned prefix keeps a slot.
-
-    Raises:
-        StartupError: there are not slots enough.
-    """
-    n_slots = settings.parallel + SPARE_SLOTS + n_pinned
-    if n_slots > MAX_SLOTS:
-        raise StartupError(
-            f"{n_pinned} warm prefixes are too many: beside {settings.parallel} running sequences there are slots "
-            f"for {MAX_SLOTS - SPARE_SLOTS - settings.parallel}"
-        )
-    batch = min(settings.batch_size, settings.ctx)
-    return ContextParams(
-        n_ctx=settings.ctx,
-        n_batch=max(batch, settings.parallel),
-        n_ubatch=settings.ubatch_size,
-        n_running=settings.parallel,
-        n_slots=n_slots,
-        n_threads=threads,
-        n_threads_batch=settings.threads_batch,
-        kv_type=settings.kv_type,
-        flash_attention=settings.flash_attention,
-    )
-
-
 def _target_gap_s(settings: Settings, *, on_gpu: bool) -> float | None:
     target_ms: float | None = settings.target_gap_ms
     if target_ms is None:
@@ -232,7 +196,7 @@ def _target_gap_s(settings: Settings, *, on_gpu: bool) -> float | None:
 
 
 def _warn_unless_locked(model: LlamaModel) -> None:
-    locked = devices.locked_bytes()
+    locked = host.locked_bytes()
     if locked is not None and locked < model.size_bytes * 0.9:
         log.warning(
             "LLM_MLOCK: only %d of %d MB of weights could be locked; raise the limit (ulimit -l, or memlock in Docker)",
@@ -251,7 +215,6 @@ def _drafter(
         check_same_vocabulary(model, draft)
         if draft.is_recurrent or model.is_recurrent:
             raise StartupError(f"LLM_DRAFT_MODEL: {path.name} cannot draft here: a recurrent state cannot be cut back")
-        devices.check_kv_fits(draft, settings.ctx, settings.kv_type, on_gpu=layers != 0)
         return LlamaDrafter(draft, params, window)
     except BaseException:
         draft.close()

@@ -1,7 +1,7 @@
-"""`llm-local serve | pull | models | config | bench`.
+"""`llm-local serve | pull | models | doctor | config | bench`.
 
-Exit codes: 0 fine, 1 the server broke, 2 it could not start, 130 interrupted before it served, 128 + the signal's
-number at the second signal.
+Exit codes: 0 fine, 1 the server broke (doctor: it would not start), 2 it could not start, 130 interrupted before it
+served, 128 + the signal's number at the second signal.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ def main(arguments: SequenceOf[str] | None = None) -> int:
             return bench(options)
         if options.command == "config" and options.markdown:
             return show_markdown()
-        flags = {name: getattr(options, name, None) for name in config.Settings.model_fields}
-        loaded = config.load(flags, os.environ, options.config)
+        if options.command == "doctor":
+            from llm_local.cli.doctor import doctor
+
+            return doctor(lambda: _settings(options), as_json=options.json)
+        loaded = _settings(options)
         if options.command == "config":
             return show_config(loaded)
         if options.command == "pull":
@@ -53,6 +56,11 @@ def main(arguments: SequenceOf[str] | None = None) -> int:
         return EXIT_STARTUP
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _settings(options: argparse.Namespace) -> config.Loaded:
+    flags = {name: getattr(options, name, None) for name in config.Settings.model_fields}
+    return config.load(flags, os.environ, options.config)
 
 
 def _stop_before_serving(settings: config.Settings) -> None:
@@ -78,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     pulling.add_argument("name", metavar="NAME|REPO:FILE|URL", help="what to fetch, such as qwen2.5-7b-instruct-q4_k_m")
     listing = _add(commands, "models", "list the known models, what is on the disk and what fits", only=LIST_SETTINGS)
     listing.add_argument("--json", action="store_true", help="print JSON")
+    text = "say whether the server would start here, how the model fits, and what to change"
+    _add(commands, "doctor", text).add_argument("--json", action="store_true", help="print everything as JSON")
     text = "load OpenAI servers side by side and compare them"
     add_arguments(
         commands.add_parser(

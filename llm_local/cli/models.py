@@ -14,10 +14,16 @@ STATES = {"here": "yes", "cache": "hub cache", "partly": "partly", "no": "-"}
 
 def models(settings: Settings, *, as_json: bool = False) -> int:
     """Print the table, or JSON; return the exit code."""
-    from llm_local.llama.devices import available_bytes
-    from llm_local.llama.free import gpu_free_bytes
+    from llm_local.cli.fit import read_machine
 
-    room = Room(settings.ctx, settings.kv_type, available_bytes(), tuple(gpu_free_bytes()))
+    machine = read_machine()
+    room = Room(
+        settings.ctx,
+        settings.kv_type,
+        machine.memory.available if machine.memory is not None else None,
+        tuple(device.free_bytes for device in machine.devices),
+        settings.gpu_memory_utilization,
+    )
     rows = inventory(settings.models_dir, room)
     print(json.dumps(_document(rows, room, settings), indent=2) if as_json else _text(rows, room, settings))
     return 0

@@ -18,7 +18,7 @@ from llm_local.models.progress import Progress
 from llm_local.models.source import Source
 
 if TYPE_CHECKING:
-    from llm_local.cli.load import Weights
+    from llm_local.cli.fit import Weights
 
 log = logging.getLogger("llm_local")
 
@@ -79,7 +79,7 @@ class WeightFiles:
             StartupError: one cannot be had.
             Draining: the process was told to stop meanwhile.
         """
-        from llm_local.cli.load import Weights
+        from llm_local.cli.fit import Weights
 
         for name, found in self._found.items():
             if not isinstance(found, Path):

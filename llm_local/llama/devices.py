@@ -1,102 +1,57 @@
-"""What the machine has for this process: CPUs it may use, memory that is free, whether layers can go to a GPU."""
+"""Devices that llama.cpp would put layers on: CUDA, Vulkan, Metal, OpenCL alike. Any thread."""
 
 from __future__ import annotations
 
-import math
-import os
-from pathlib import Path
-
-import llama_cpp
-
 from llm_local.errors import StartupError
-from llm_local.llama.model import LlamaModel
+from llm_local.llama import ggml
+from llm_local.llama.place import Device
 
-CGROUP = Path("/sys/fs/cgroup")
+UNIFIED = ("MTL",)
+"""Backends whose GPU computes in the host's memory, though ggml does not call it integrated."""
 
 
-def usable_cpus() -> int:
-    """Return how many CPUs this process may use: its affinity, cut by the cgroup's quota. At least 1.
+def gpu_devices(host_available_bytes: int | None) -> list[Device]:
+    """Return the devices that llama.cpp uses by default, in its order: integrated ones only where there are no others.
 
-    ggml's threads spin at barriers, so that one thread more than there are CPUs slows decoding several times.
+    A card that two backends show is used once (llama.cpp, llama_prepare_model_devices).
+
+    Args:
+        host_available_bytes: what a device that does not tell its memory is taken to have, as llama.cpp does.
     """
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_cpus()
-    return max(1, affinity if quota is None else min(affinity, math.floor(quota)))
+    native = ggml.native_devices()
+    chosen: list[ggml.NativeDevice] = []
+    for device in native:
+        seen = device.id is not None and device.id in {other.id for other in chosen}
+        if device.type == ggml.TYPE_GPU and not seen:
+            chosen.append(device)
+    if not chosen:
+        integrated = [device for device in native if device.type == ggml.TYPE_IGPU]
+        chosen = [device for device in integrated if device.backend == integrated[0].backend]
+    devices = []
+    for device in chosen:
+        silent = device.free_bytes == 0 and device.total_bytes == 0
+        free, total = (host_available_bytes or 0,) * 2 if silent else (device.free_bytes, device.total_bytes)
+        shared = silent or device.type == ggml.TYPE_IGPU or device.backend in UNIFIED
+        devices.append(Device(device.name, device.description, device.backend, free, total, shares_host=shared))
+    return devices
 
 
-def available_bytes() -> int | None:
-    """Return the memory that can still be taken, within the cgroup's limit; None where that is not known."""
-    candidates = [value for value in (_meminfo_available(), _cgroup_available()) if value is not None]
-    return min(candidates, default=None)
-
-
-def gpu_layers(choice: str | int) -> int:
-    """Return the number of layers for llama.cpp: `auto` is all of them where this build can use a GPU, else none."""
-    if choice == "auto":
-        return -1 if llama_cpp.llama_supports_gpu_offload() else 0
-    return int(choice)
-
-
-KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
-"""Bytes of one value: ggml's q8_0 has 34 bytes for 32 values, q4_0 has 18."""
-
-
-def kv_bytes_per_token(model: LlamaModel, kv_type: str = "f16") -> int:
-    """Return the bytes of one KV cell: 2 (K and V) x layers x KV heads x head size x bytes of a value."""
-    layers = llama_cpp.llama_model_n_layer(model.model)
-    heads = max(llama_cpp.llama_model_n_head(model.model), 1)
-    kv_heads = llama_cpp.llama_model_n_head_kv(model.model)
-    head_size = int(model.metadata.get(f"{model.architecture}.attention.key_length", model.n_embd // heads))
-    return int(2 * layers * kv_heads * head_size * KV_BYTES[kv_type])
-
-
-def check_kv_fits(model: LlamaModel, n_ctx: int, kv_type: str, on_gpu: bool) -> None:
-    """Refuse a KV cache larger than the free memory, which the system would grant and then kill the process for.
+def check_can_offload(gpu_layers: int, devices: list[Device]) -> None:
+    """Refuse layers for a GPU that cannot be used, rather than compute on the CPU in silence.
 
     Raises:
-        StartupError: with the numbers, and the largest `ctx` that fits.
+        StartupError: with what to install, or what to look at where the build is right.
     """
-    free, per_token = available_bytes(), kv_bytes_per_token(model, kv_type)
-    if on_gpu or free is None or n_ctx * per_token <= free:
+    if gpu_layers == 0 or devices:
         return
+    gpu_backends = [name for name in ggml.backends() if name not in ("CPU", "BLAS", "RPC")]
+    if gpu_backends:
+        raise StartupError(
+            f"gpu_layers is {gpu_layers}, and this build has {' and '.join(gpu_backends)}, but no device is found. See "
+            "whether the driver works (nvidia-smi, vulkaninfo), in a container give it the GPU (--gpus all), "
+            "or set LLM_GPU_LAYERS=0"
+        )
     raise StartupError(
-        f"a KV cache of {n_ctx} tokens needs {n_ctx * per_token / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; "
-        f"set LLM_CTX to at most {free // per_token}, or LLM_KV_TYPE to q8_0 or q4_0"
+        f"gpu_layers is {gpu_layers}, but this build of llama-cpp-python computes on the CPU only. Install one for "
+        "your GPU with `make install BACKEND=cuda` (or vulkan, metal, opencl), or set LLM_GPU_LAYERS=0 or auto"
     )
-
-
-def locked_bytes() -> int | None:
-    """Return how much of this process' memory cannot be swapped out; None where that is not known."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmLck:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
-
-
-def _meminfo_available() -> int | None:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
-
-
-def _cgroup_available() -> int | None:
-    try:
-        limit = (CGROUP / "memory.max").read_text().strip()
-        return None if limit == "max" else int(limit) - int((CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _cgroup_cpus() -> float | None:
-    try:
-        quota, period = (CGROUP / "cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None

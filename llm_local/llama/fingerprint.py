@@ -21,7 +21,7 @@ def fingerprint(path: Path) -> str:
     seconds for each GiB and read a file that may be mapped only in part. Shards count together.
     """
     digest = hashlib.sha256()
-    for shard in _shards(path):
+    for shard in shards(path):
         size = shard.stat().st_size
         digest.update(f"{size};".encode())
         with shard.open("rb") as file:
@@ -34,7 +34,8 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _shards(path: Path) -> list[Path]:
+def shards(path: Path) -> list[Path]:
+    """Return all files of a model whose first shard is `path`: that file alone where the name has no shard number."""
     found = _SHARD.search(path.name)
     if found is None:
         return [path]

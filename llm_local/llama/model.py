@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
-import os
 from functools import cached_property
 from pathlib import Path
 
@@ -14,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_local.errors import StartupError
+from llm_local.llama.header import check_gguf
 from llm_local.llama.logs import native_log
 
-GGUF_MAGIC = b"GGUF"
 MAY_TAKE_LONG = 65536
 """Characters below which no text takes long to tokenize."""
 
@@ -39,13 +38,7 @@ class LlamaModel:
     def __init__(self, path: Path, *, n_gpu_layers: int = 0, mmap: bool = True, mlock: bool = False) -> None:
         self.path = path
         self.on_gpu = n_gpu_layers != 0
-        _check_gguf(path)
-        if n_gpu_layers and not llama_cpp.llama_supports_gpu_offload():
-            raise StartupError(
-                f"gpu_layers is {n_gpu_layers}, but this build of llama-cpp-python computes on the CPU only. Set "
-                "LLM_GPU_LAYERS=0 or auto, or reinstall with a GPU backend: "
-                'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir llama-cpp-python==0.3.36'
-            )
+        check_gguf(path)
         native_log.errors.clear()
         try:
             # `Llama` prints metadata and progress to stderr; its own context stays as small as it can be,
@@ -254,16 +247,3 @@ class LlamaModel:
     def close(self) -> None:
         """Free the weights. Contexts over them must be closed before."""
         self._llama.close()
-
-
-def _check_gguf(path: Path) -> None:
-    """Refuse what is not a GGUF before native code sees it."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except FileNotFoundError:
-        raise StartupError(f"no such file: {path}") from None
-    except OSError as error:
-        raise StartupError(f"cannot read {path}: {os.strerror(error.errno or 0)}") from None
-    if magic != GGUF_MAGIC:
-        raise StartupError(f"{path} is not a GGUF file: it begins with {magic!r}, not {GGUF_MAGIC!r}")

@@ -23,9 +23,11 @@ from llm_local.engine.logprobs import log_sum_exp
 from llm_local.engine.types import GenerationRequest, SamplingParams
 from llm_local.llama.backend import ContextParams, LlamaBackend
 from llm_local.llama.candidates import NarrowedSampling
-from llm_local.llama.devices import kv_bytes_per_token, locked_bytes
 from llm_local.llama.embedder import Embedder, Pooling
+from llm_local.llama.header import read_shape
+from llm_local.llama.host import locked_bytes
 from llm_local.llama.model import LlamaModel
+from llm_local.llama.need import kv_bytes_per_token
 
 pytestmark = pytest.mark.model
 
@@ -438,10 +440,10 @@ def computed(model: LlamaModel, **options: Any) -> tuple[LlamaBackend, np.ndarra
 
 def test_smaller_kv_types_take_less_memory_and_answer_nearly_the_same(smol: LlamaModel) -> None:
     results = {kv_type: computed(smol, kv_type=kv_type) for kv_type in ("f16", "q8_0", "q4_0")}
-    _, exact, n_bytes = results["f16"]
+    shape, (_, exact, n_bytes) = read_shape(smol.path), results["f16"]
     for kv_type, share in (("q8_0", 34 / 64), ("q4_0", 18 / 64)):
         assert results[kv_type][2] / n_bytes == pytest.approx(share, abs=0.02)
-        assert kv_bytes_per_token(smol, kv_type) / kv_bytes_per_token(smol) == pytest.approx(share, abs=0.001)
+        assert kv_bytes_per_token(shape, kv_type) / kv_bytes_per_token(shape) == pytest.approx(share, abs=0.001)
     assert np.corrcoef(exact, results["q8_0"][1])[0, 1] > 0.999
     assert np.abs(exact - results["q8_0"][1]).max() > 0
     for backend, _, _ in results.values():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from llm_local.cli import load
+from llm_local.cli.fit import context_params
 from llm_local.config import Settings
 from llm_local.engine import disk_file
 from llm_local.errors import StartupError
@@ -192,6 +193,6 @@ def test_a_prefix_that_cannot_come_back_through_the_host_tier_is_warned_of(caplo
 
 def test_each_warm_prefix_has_a_slot_and_too_many_are_refused() -> None:
     settings = Settings(parallel=100)
-    assert load._context_params(settings, 2, n_pinned=50).n_slots == load._context_params(settings, 2, 0).n_slots + 50
+    assert context_params(settings, n_pinned=50).n_slots == context_params(settings, n_pinned=0).n_slots + 50
     with pytest.raises(StartupError, match=r"149 warm prefixes are too many: .* slots for 148"):
-        load._context_params(settings, 2, n_pinned=149)
+        context_params(settings, n_pinned=149)
