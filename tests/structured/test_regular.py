@@ -64,7 +64,7 @@ def test_both_engines_take_what_python_matches_as_a_whole(
     pattern, judged = pair
     judge = re.compile(judged)
     own = data.draw(st.from_regex(judge, fullmatch=True, alphabet=LETTERS), "matching")
-    if len(own) < 200:
+    if len(own) < 20:  # Python goes back and forth: longer ones may take it minutes.
         texts = [*texts, own, own[:-1], own + "a"]
     both = (GUIDANCE.regex(pattern), NATIVE.regex(pattern))
     for text in texts:
