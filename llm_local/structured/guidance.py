@@ -31,7 +31,7 @@ OPTIONS: dict[Spacing, dict[str, Any]] = {
 
 MAX_ITEMS = 20_000
 """Earley items in one row: an object of a thousand optional properties has four thousand. (So many as
-`schema.MAX_PROPERTIES` fit; llguidance says that there are too many only in mid-answer.)"""
+`objects.MAX_PROPERTIES` fit; llguidance says that there are too many only in mid-answer.)"""
 
 
 class TokenTable(Protocol):
