@@ -10,6 +10,8 @@ from llm_local.structured.logic import TYPES, Node, any_of
 from llm_local.structured.rewriter import Handler, Subschema
 
 MAX_LISTED = 100
+MAX_PLACES = 8
+"""Places at which an item that `contains` wants is looked for."""
 
 
 def _items(schema: Subschema, key: str, value: Any) -> None:
@@ -50,6 +52,25 @@ def _unique_items(schema: Subschema, key: str, value: Any) -> None:
     schema.parts.append(any_of([{"type": others}, *([{"enum": arrays}] if arrays else [])]))
 
 
+def _contains(schema: Subschema, key: str, value: Any) -> None:
+    """One of the first items is what is wanted: its place is chosen, and what stands before and behind is free.
+
+    Later places are valid, too, but not offered: a grammar cannot count on without end.
+    """
+    least, most = schema.source.get("minContains", 1), schema.source.get("maxContains")
+    wanted = schema.sub(value, key)
+    if most is not None or least not in (0, 1) or isinstance(least, bool):
+        name = "maxContains" if most is not None else "minContains"
+        raise schema.bad(name, "this keyword cannot be enforced; say which items there must be with 'prefixItems'.")
+    if least == 0:
+        return
+    n_places = schema.source.get("maxItems", MAX_PLACES)
+    n_places = min(MAX_PLACES, n_places) if isinstance(n_places, int) else MAX_PLACES
+    others = [name for name in TYPES if name != "array"]
+    ways = [{"prefixItems": [*[True] * at, wanted], "minItems": at + 1} for at in range(n_places)]
+    schema.parts.append(any_of([{"type": others}, *({"type": "array", **way} for way in ways)]))
+
+
 def _may_be_array(schema: Subschema) -> bool:
     kinds = schema.source.get("type", "array")
     return "array" in (kinds if isinstance(kinds, list) else [kinds])
@@ -71,4 +92,5 @@ HANDLERS: dict[str, Handler] = {
     "additionalItems": _additional_items,
     "prefixItems": _prefix_items,
     "uniqueItems": _unique_items,
+    "contains": _contains,
 }

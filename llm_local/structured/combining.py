@@ -7,6 +7,7 @@ from typing import Any
 from llm_local.structured.exclusion import exclusive, told_apart
 from llm_local.structured.logic import Node, all_of, any_of
 from llm_local.structured.negation import closed_names, negate
+from llm_local.structured.repetition import contradicted
 from llm_local.structured.rewriter import Handler, Subschema
 
 MAX_BRANCHES = 64
@@ -25,7 +26,18 @@ def _all_of(schema: Subschema, key: str, value: Any) -> None:
 
 
 def _any_of(schema: Subschema, key: str, value: Any) -> None:
-    schema.parts.append(any_of(schema.subs(key, value)))
+    schema.parts.append(_union(schema, key, schema.subs(key, value)))
+
+
+def _union(schema: Subschema, key: str, branches: list[Node]) -> Node:
+    place = contradicted(branches, schema.rewriter.defs)
+    if place is not None:
+        what = f"the array at {place}" if place else "an array"
+        raise schema.bad(
+            key,
+            f"'uniqueItems' of one branch cannot be enforced beside another branch in which {what} must repeat items.",
+        )
+    return any_of(branches)
 
 
 def _one_of(schema: Subschema, key: str, value: Any) -> None:
@@ -33,7 +45,7 @@ def _one_of(schema: Subschema, key: str, value: Any) -> None:
     defs = schema.rewriter.defs
     branches = [branch for branch in schema.subs(key, value) if branch is not False]
     if told_apart(branches, defs):
-        schema.parts.append(any_of(branches))
+        schema.parts.append(_union(schema, key, branches))
         return
     if len(branches) > MAX_BRANCHES:
         raise schema.bad(
@@ -59,7 +71,7 @@ def _one_of(schema: Subschema, key: str, value: Any) -> None:
                 )
             opposites.append(opposite)
         ways.append(all_of([branch, *opposites]))
-    schema.parts.append(any_of(ways))
+    schema.parts.append(_union(schema, key, ways))
 
 
 def _beside(schema: Subschema) -> Node:

@@ -81,9 +81,9 @@ def _property_names(schema: Subschema, key: str, value: Any) -> None:
     names = schema.rewriter.target(schema.sub(value, key))
     if names is True or names == {"type": "string"}:
         return
-    kinds = names.get("type", "string") if isinstance(names, dict) else "string"
+    kinds = names.get("type", "string") if isinstance(names, dict) else "string" if names else []
     if "string" not in (kinds if isinstance(kinds, list) else [kinds]):
-        # No name is a number: no property is allowed.
+        # No name is a number, or none is allowed: there is no property.
         schema.parts.append({"properties": {}, "additionalProperties": False})
         return
     if isinstance(names, dict) and set(names) <= {"type", "enum"} and "enum" in names:

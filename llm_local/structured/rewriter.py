@@ -23,9 +23,6 @@ MAX_MULTIPLE = 100_000
 MAX_SECONDS = 1.5
 
 UNENFORCEABLE = {
-    "contains": "say which items there must be with 'prefixItems'",
-    "minContains": "say which items there must be with 'prefixItems'",
-    "maxContains": "say which items there must be with 'prefixItems'",
     "unevaluatedItems": "use 'items': false",
     "$dynamicRef": "use '$ref'",
 }

@@ -67,6 +67,7 @@ def test_nothing_invalid_of_the_official_suite_is_an_answer(draft: str, engine: 
     if not folder:
         pytest.skip("LLM_LOCAL_TEST_JSON_SCHEMA_SUITE does not name the suite's folder")
     count, refused, wrong = Counter[str](), Counter[str](), []
+    unexplained = 0
     for path in sorted((Path(folder) / draft).glob("*.json")):
         for group in json.loads(path.read_text()):
             document = group["schema"]
@@ -75,7 +76,7 @@ def test_nothing_invalid_of_the_official_suite_is_an_answer(draft: str, engine: 
             try:
                 compiled_one = compiled(engine, document)
             except InvalidSchema as error:
-                assert len(error.message) > 10
+                unexplained += len(error.message) < 10
                 count["schemas refused"] += 1
                 refused[path.stem] += 1
                 if "-v" in os.environ.get("PYTEST_ADDOPTS", ""):
@@ -93,3 +94,4 @@ def test_nothing_invalid_of_the_official_suite_is_an_answer(draft: str, engine: 
     for _, *place in (one for one in wrong if one[0]):
         print("valid, but refused:", *place, sep=" | ")
     assert [one for one in wrong if not one[0]] == []
+    assert not unexplained
