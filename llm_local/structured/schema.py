@@ -16,6 +16,7 @@ from typing import Any
 from llm_local.errors import InvalidSchema
 from llm_local.structured import arrays, combining, objects, scalars
 from llm_local.structured.endings import can_end, endless, looping
+from llm_local.structured.joined_patterns import MAX_PATTERNS, too_many_patterns
 from llm_local.structured.logic import Defs, Node, has_all_of
 from llm_local.structured.rewriter import MAX_MULTIPLE, Rewriter
 
@@ -54,6 +55,8 @@ def _canonical(schema: Any) -> Schema:
         raise InvalidSchema(
             f"#: the least common multiple of all 'multipleOf' is over {MAX_MULTIPLE}, and they may meet."
         )
+    if too_many_patterns([root, *rewriter.defs.values()], rewriter.defs):
+        raise InvalidSchema(f"#/allOf: over {MAX_PATTERNS} patterns or formats must match at once; join them into one.")
     dead = endless(rewriter.defs)
     ending = set(rewriter.defs) - dead
     defs = {name: (False if name in dead else node) for name, node in rewriter.defs.items()}

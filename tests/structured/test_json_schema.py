@@ -141,6 +141,8 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"type": "array", "contains": {"type": "integer"}, "maxContains": 2}, "#/maxContains", "cannot be enforced"),
     ({"type": "array", "contains": {"type": "integer"}, "minContains": 2}, "#/minContains", "cannot be enforced"),
     ({"not": {"contains": {"type": "integer"}}}, "#/not", "say what is allowed"),
+    ({"type": "string", "allOf": [{"pattern": f"[ab]*a[ab]{{{n}}}"} for n in range(16)]}, "#/allOf", "patterns"),
+    ({"allOf": [{"properties": {"x": {"pattern": f"[ab]*a[ab]{{{n}}}"}}} for n in range(16)]}, "#/allOf", "patterns"),
     ({"type": "array", "unevaluatedItems": False}, "#/unevaluatedItems", "cannot be enforced"),
     (
         {
