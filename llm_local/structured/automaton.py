@@ -19,7 +19,7 @@ from llm_local.structured.pattern import PatternError
 
 MAX_POSITIONS = 10_000
 MAX_STATES = 4000
-MAX_STEPS = 400_000
+MAX_STEPS = 200_000
 """Positions that are looked at while states are made."""
 
 Edges = dict[int, Ranges]

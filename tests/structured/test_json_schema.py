@@ -361,7 +361,7 @@ DOCUMENTS = st.tuples(SCHEMAS, SCHEMAS).map(
 
 
 @given(document=DOCUMENTS, seed=st.integers(0, 2**32))
-@examples(200)
+@examples(120)
 def test_whatever_comes_back_is_valid(document: Any, seed: int) -> None:
     """Each random answer to a random schema is valid; a schema that is refused is refused with a reason."""
     try:
@@ -383,7 +383,7 @@ def test_the_random_schemas_are_not_all_refused_or_endless() -> None:
     outcomes = {"served": 0, "refused": 0, "ended": 0}
 
     @given(document=DOCUMENTS, seed=st.integers(0, 2**32))
-    @settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
     def count(document: Any, seed: int) -> None:
         try:
             compiled = GUIDANCE.json(canonical(document))
@@ -443,7 +443,7 @@ JUNK = st.recursive(
 
 
 @given(schema=st.dictionaries(st.sampled_from(KEYWORDS), JUNK, min_size=1, max_size=4))
-@examples(200)
+@examples(150)
 def test_no_junk_is_an_internal_error(schema: Any) -> None:
     with contextlib.suppress(InvalidSchema):
         GUIDANCE.json(canonical(schema)).start()
@@ -453,4 +453,4 @@ def test_an_object_of_the_most_properties_is_followed() -> None:
     """llguidance would say that they are too many only when the answer is at them."""
     properties = {f"p{n}": {"const": n} for n in range(4000)}
     schema = {"type": "object", "properties": properties, "additionalProperties": False}
-    assert admits(schema, {"p1": 1, "p3999": 3999})
+    assert admits(schema, {"p3999": 3999})

@@ -57,7 +57,7 @@ ANCHORED = st.tuples(st.sampled_from(["", "^"]), EXPRESSIONS, st.sampled_from(["
 
 
 @given(st.data(), ANCHORED, st.lists(st.text(LETTERS, max_size=6), max_size=4))
-@examples(60)
+@examples(30)
 def test_both_engines_take_what_python_matches_as_a_whole(
     data: st.DataObject, pair: tuple[str, str], texts: list[str]
 ) -> None:
@@ -73,7 +73,7 @@ def test_both_engines_take_what_python_matches_as_a_whole(
 
 
 @given(ANCHORED, st.integers(0, 2**32))
-@examples(30)
+@examples(12)
 def test_whatever_comes_back_matches(pair: tuple[str, str], seed: int) -> None:
     for text in walks((NATIVE.regex(pair[0]).start() for _ in range(3)), random.Random(seed)):
         assert re.fullmatch(pair[1], text), text
@@ -167,7 +167,7 @@ def test_what_is_too_much_for_llama_cpp_is_refused_quickly(pattern: str, says: s
 
 
 @given(ANCHORED)
-@examples(50)
+@examples(30)
 def test_the_grammar_is_one_that_llama_cpp_can_be_given(pair: tuple[str, str]) -> None:
     check_gbnf(Regular(pair[0]).gbnf())
 
