@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from llm_local.errors import InvalidGrammar
 from llm_local.structured.symbols import symbols
@@ -176,31 +177,36 @@ def _check_empty(rules: dict[str, _Rule]) -> None:
     """Refuse what has too many parts in a row that may be empty. (There are no cycles of them: see above.)"""
     empty = _may_be_empty(rules)
     widths: dict[str, int] = {}
+    for start in rules:
+        stack = [(start, False)]
+        while stack:
+            name, leaving = stack.pop()
+            if leaving:
+                widths[name] = max(1, *(_width(way, empty, widths) for way in rules[name].ways))
+                if widths[name] > MAX_EMPTY:
+                    shown = name.split(" ", maxsplit=1)[0]
+                    raise InvalidGrammar(
+                        f"The rule '{shown}' has over {MAX_EMPTY} parts in a row that may all be empty."
+                    )
+            elif name not in widths:
+                widths[name] = 1
+                inner = [str(item.name) for way in rules[name].ways for item in way if item.name in empty]
+                stack += [(name, True), *((other, False) for other in inner)]
 
-    def width(name: str) -> int:
-        if name not in widths:
-            widths[name] = 1
-            widths[name] = max(1, *(_width(way) for way in rules[name].ways))
-        if widths[name] > MAX_EMPTY:
-            shown = name.split(" ", maxsplit=1)[0]
-            raise InvalidGrammar(f"The rule '{shown}' has over {MAX_EMPTY} parts in a row that may all be empty.")
-        return widths[name]
 
-    def _width(way: list[_Item]) -> int:
-        total = longest = 0
-        for item in way:
-            if item.name in empty:
-                # Repeating what may be empty is the same as writing it so often.
-                total += item.times * width(item.name)
-            elif item.empty:
-                total += 1
-            else:
-                total = 0
-            longest = max(longest, total)
-        return longest
-
-    for name in rules:
-        width(name)
+def _width(way: list[_Item], empty: set[str], widths: dict[str, int]) -> int:
+    """Return the most parts in a row that may be empty."""
+    total = longest = 0
+    for item in way:
+        if item.name is not None and item.name in empty:
+            # Repeating what may be empty is the same as writing it so often.
+            total += item.times * widths.get(item.name, 1)
+        elif item.empty:
+            total += 1
+        else:
+            total = 0
+        longest = max(longest, total)
+    return longest
 
 
 def _leftmost(rule: _Rule, empty: set[str]) -> list[str]:
@@ -215,13 +221,28 @@ def _leftmost(rule: _Rule, empty: set[str]) -> list[str]:
 
 
 def _may_be_empty(rules: dict[str, _Rule]) -> set[str]:
+    """Return the rules that may match nothing."""
     empty: set[str] = set()
-    while True:
-        new = {
-            name
-            for name, rule in rules.items()
-            if name not in empty and any(all(item.empty or (item.name in empty) for item in way) for way in rule.ways)
-        }
-        if not new:
-            return empty
-        empty |= new
+    # Ways that are empty if others are: the rule, and how many of the others are not known to be so yet.
+    waiting: dict[str, list[list[Any]]] = {}
+    found: list[str] = []
+    for name, rule in rules.items():
+        for way in rule.ways:
+            needed = [item.name for item in way if not item.empty]
+            if None in needed:
+                continue
+            counted: list[Any] = [name, len(needed)]
+            for other in needed:
+                waiting.setdefault(str(other), []).append(counted)
+            if not needed:
+                found.append(name)
+    while found:
+        name = found.pop()
+        if name in empty:
+            continue
+        empty.add(name)
+        for counted in waiting.get(name, []):
+            counted[1] -= 1
+            if counted[1] == 0:
+                found.append(counted[0])
+    return empty

@@ -28,7 +28,6 @@ from llm_local.structured.native import NativeCalls, NativeEngine
 from llm_local.structured.places import Places, has_unique_items
 from llm_local.structured.schema import Schema, canonical
 from llm_local.structured.spec import CallsSpec, ChoiceSpec, GbnfSpec, JsonSpec, RegexSpec, Spec
-from llm_local.structured.symbols import literal
 from llm_local.structured.tokens import Compiled, Copyable, Tokens
 
 CACHE_SIZE = 256
@@ -163,14 +162,15 @@ class Grammars:
             case CallsSpec():
                 return self._calls(spec)
             case RegexSpec(pattern):
-                if self._engine == "llama":
-                    raise InvalidGrammar("LlamaGrammar has no regular expressions (LLM_GRAMMAR_ENGINE); use 'grammar'.")
-                return self._guidance.result().regex(pattern)
+                return self._texts().regex(pattern)
             case ChoiceSpec(choices):
                 _check_choices(choices)
-                if self._engine == "llama":
-                    return self._gbnf("root ::= " + " | ".join(map(literal, choices)))
-                return self._guidance.result().choice(choices)
+                return self._texts().choice(choices)
+
+    def _texts(self) -> Guidance | NativeEngine:
+        if self._engine == "llama" and self._native is not None:
+            return self._native
+        return self._guidance.result()
 
     def _json(self, schema: Schema) -> Compiled:
         compiled = self._without_distinct(schema)

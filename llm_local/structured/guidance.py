@@ -19,7 +19,7 @@ from llm_local.engine.constraint import Allowed, ConstraintFailed
 from llm_local.engine.types import Token
 from llm_local.errors import InvalidGrammar, InvalidSchema
 from llm_local.structured.document import document
-from llm_local.structured.pattern import to_rust
+from llm_local.structured.regular import Regular
 from llm_local.structured.schema import Schema
 from llm_local.structured.spacing import Spacing
 
@@ -31,7 +31,7 @@ OPTIONS: dict[Spacing, dict[str, Any]] = {
 
 MAX_ITEMS = 20_000
 """Earley items in one row: an object of a thousand optional properties has four thousand. (So many as
-`schema.MAX_PROPERTIES` fit; llguidance says that there are too many only in mid-answer.)"""
+`objects.MAX_PROPERTIES` fit; llguidance says that there are too many only in mid-answer.)"""
 
 
 class TokenTable(Protocol):
@@ -106,7 +106,7 @@ class Guidance:
             InvalidGrammar: it is none, or uses what finite automata cannot do.
         """
         return self._compile(
-            llguidance.LLMatcher.grammar_from_regex(whole(pattern)),
+            llguidance.LLMatcher.grammar_from_regex(Regular(pattern).rust()),
             lambda why: InvalidGrammar(f"The regular expression cannot be enforced: {why}"),
         )
 
@@ -225,23 +225,6 @@ class GuidanceConstraint:
     def _failed(self) -> ConstraintFailed:
         why = _first_lines(self._matcher.get_error()) or "no token can follow"
         return ConstraintFailed(f"The grammar could not be followed to its end: {why}")
-
-
-def whole(pattern: str) -> str:
-    """Return a pattern (Rust) for the whole text; anchors at its ends are allowed and mean nothing.
-
-    Raises:
-        InvalidGrammar: an anchor stands elsewhere.
-    """
-    try:
-        translated = to_rust(pattern, "guided_regex")
-    except InvalidSchema as error:
-        raise InvalidGrammar(error.message) from None
-    if translated.startswith("^"):
-        translated = translated[1:]
-    if translated.endswith("$") and not translated.endswith("\\$"):
-        translated = translated[:-1]
-    return translated
 
 
 def _first_lines(text: str) -> str:

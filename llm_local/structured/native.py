@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
 from typing import Protocol
 
 from llm_local.errors import InvalidGrammar, InvalidSchema
 from llm_local.structured.calls import START, Value
 from llm_local.structured.gbnf import check_gbnf
 from llm_local.structured.plain import PlainSchema
+from llm_local.structured.regular import Regular
 from llm_local.structured.schema import Schema
 from llm_local.structured.spacing import Spacing
 from llm_local.structured.symbols import literal, relabelled
@@ -77,6 +79,22 @@ class NativeEngine:
         except Exception as error:
             raise InvalidSchema(f"LlamaGrammar cannot convert the schema: {error!r}.") from error
         return relabelled(text, name, spacing, {"char": CHAR, "space": SPACE})
+
+    def regex(self, pattern: str) -> Compiled:
+        """Compile a regular expression that matches the whole answer.
+
+        Raises:
+            InvalidGrammar: it is none, uses what finite automata cannot do, or is too large.
+        """
+        return self.gbnf(Regular(pattern).gbnf())
+
+    def choice(self, choices: SequenceOf[str]) -> Compiled:
+        """Compile a list of texts.
+
+        Raises:
+            InvalidGrammar: they are too large for llama.cpp.
+        """
+        return self.gbnf(f"{ROOT} ::= " + " | ".join(map(literal, choices)))
 
     def gbnf(self, grammar: str) -> Compiled:
         """Compile a grammar.

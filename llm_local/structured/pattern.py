@@ -7,6 +7,7 @@ them accept, and a negated one for what none of them rejects: an answer is valid
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from llm_local.errors import InvalidSchema
 
@@ -41,30 +42,63 @@ def to_rust(pattern: str, where: str = "pattern") -> str:
     """
     if len(pattern) > MAX_LENGTH:
         raise InvalidSchema(f"{where}: a pattern may have {MAX_LENGTH} characters, this one has {len(pattern)}.")
+    translation = _Translation(pattern)
     try:
-        return _Translation(pattern).run()
+        return translation.run()
     except PatternError as error:
-        raise InvalidSchema(f"{where}: {str(error).rstrip('.')} (in the pattern {pattern[:100]!r}).") from None
+        place = f"at character {translation.at + 1} of the pattern {pattern[:100]!r}"
+        raise InvalidSchema(f"{where}: {str(error).rstrip('.')} ({place}).") from None
+
+
+def source_of(pattern: str, at: int) -> int:
+    """Return where in a pattern that stands which is at an offset of its translation."""
+    return _Translation(pattern).source_of(at)
 
 
 class _Translation:
-    """One pass over a pattern."""
+    """One pass over a pattern.
+
+    Attributes:
+        at: where the part of the pattern begins that is read, for errors.
+    """
 
     def __init__(self, pattern: str) -> None:
         self._pattern = pattern
         self._at = 0
-        self._out: list[str] = []
+        self._is_repeatable = False
+        self.at = 0
 
     def run(self) -> str:
-        if self._pattern.startswith("(?i)"):
-            self._take(4)
-        while self._at < len(self._pattern):
-            self._out.append(self._item())
-        return "".join(self._out)
+        return "".join(self._items())
 
-    def _take(self, n: int) -> None:
-        self._out.append(self._pattern[self._at : self._at + n])
-        self._at += n
+    def source_of(self, at: int) -> int:
+        n_out = 0
+        for item in self._items():
+            n_out += len(item)
+            if n_out > at:
+                break
+        return self.at
+
+    def _items(self) -> Iterator[str]:
+        if self._pattern.startswith("(?i)"):
+            self._at = 4
+            yield "(?i)"
+        while self._at < len(self._pattern):
+            self.at = self._at
+            char = self._pattern[self._at]
+            item = self._item()
+            if char in "*+?" or (char == "{" and item[0] == "{"):
+                self._repeat(item)
+            else:
+                self._is_repeatable = char not in "(|^$"
+            yield item
+
+    def _repeat(self, item: str) -> None:
+        if not self._is_repeatable:
+            raise PatternError(f"there is nothing to repeat before {item!r}")
+        self._is_repeatable = False
+        # A lazy repetition matches the same.
+        self._at += self._peek() == "?"
 
     def _item(self) -> str:
         rest = self._pattern[self._at :]

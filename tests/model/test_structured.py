@@ -8,6 +8,7 @@ import enum
 import ipaddress
 import json
 import random
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,8 +29,11 @@ from llm_local.llama.grammar import LlamaConstraint, LlamaGrammars
 from llm_local.llama.model import LlamaModel
 from llm_local.structured.native import NativeEngine
 from llm_local.structured.schema import canonical
+from tests.examples import examples
 from tests.model.conftest import Process, served
 from tests.structured.test_json_schema import CASES, DOCUMENTS, compact
+from tests.structured.test_regular import ANCHORED, LETTERS
+from tests.structured.test_regular import CASES as EXPRESSIONS
 
 pytestmark = pytest.mark.model
 
@@ -177,6 +181,40 @@ def test_whatever_llama_grammar_lets_through_is_valid(
     judge.validate(json.loads(text))
 
 
+@given(data=st.data(), pair=ANCHORED, texts=st.lists(st.text(LETTERS, max_size=6), max_size=4))
+@examples(40)
+def test_llama_grammar_takes_what_python_matches_as_a_whole(
+    native: NativeEngine, smol: LlamaModel, data: st.DataObject, pair: tuple[str, str], texts: list[str]
+) -> None:
+    pattern, judged = pair
+    judge = re.compile(judged)
+    own = data.draw(st.from_regex(judge, fullmatch=True, alphabet=LETTERS), "matching")
+    compiled = native.regex(pattern)
+    for text in [*texts, *([own, own[:-1], own + "a"] if len(own) < 20 else [])]:
+        tokens = smol.tokenize(text, add_special=False, parse_special=False)
+        assert accepts(compiled.start(), tokens) == (judge.fullmatch(text) is not None), text
+
+
+@pytest.mark.parametrize(("pattern", "matching", "others"), EXPRESSIONS, ids=[case[0] for case in EXPRESSIONS])
+def test_llama_grammar_takes_what_a_regular_expression_matches(
+    native: NativeEngine, smol: LlamaModel, pattern: str, matching: list[str], others: list[str]
+) -> None:
+    compiled = native.regex(pattern)
+
+    def admits(text: str) -> bool:
+        return accepts(compiled.start(), smol.tokenize(text, add_special=False, parse_special=False))
+
+    assert [admits(text) for text in matching] == [True] * len(matching)
+    assert [admits(text) for text in others] == [False] * len(others)
+
+
+def test_llama_grammar_takes_the_choices_and_no_others(native: NativeEngine, smol: LlamaModel) -> None:
+    choices = ["да", "a|b", 'x"\\y', "да, конечно", "[a-z]", "строка\nдва", *(f"код-{n}" for n in range(500))]
+    compiled = native.choice(choices)
+    for text, good in [*((text, True) for text in choices[:9]), ("a", False), ("код-", False), ("код-500", False)]:
+        assert accepts(compiled.start(), smol.tokenize(text, add_special=False, parse_special=False)) == good, text
+
+
 def test_gbnf_that_llama_cpp_cannot_parse_is_refused(native: NativeEngine) -> None:
     with pytest.raises(InvalidGrammar, match="cannot parse"):
         native.gbnf('root ::= "\\q"')
@@ -214,7 +252,17 @@ def test_the_llama_engine_serves_schemas_and_grammars_and_names_what_it_refuses(
         refused = ask(messages=messages, response_format=bounded).json()["error"]
         assert (refused["code"], refused["param"]) == ("invalid_json_schema", "response_format.json_schema.schema")
         assert "#/minimum" in refused["message"]
-        assert ask(prompt="x", guided_regex="a+").json()["error"]["code"] == "invalid_grammar"
+        text = ask(prompt="x", guided_regex=r"[А-Я][а-я]{2,9}(, [а-я]+){1,2}\\.", max_tokens=90).json()["choices"][0]
+        assert text["finish_reason"] == "length" or re.fullmatch(r"[А-Я][а-я]{2,9}(, [а-я]+){1,2}\\.", text["text"])
+        assert ask(prompt="x", guided_regex="(?:да|нет){2}", max_tokens=9).json()["choices"][0]["text"] in (
+            "дада",
+            "данет",
+            "нетда",
+            "нетнет",
+        )
+        look_ahead = ask(prompt="x", guided_regex="да(?=нет)").json()["error"]
+        assert (look_ahead["code"], look_ahead["param"]) == ("invalid_grammar", "guided_regex")
+        assert "look-around" in look_ahead["message"]
     assert native_server.process.poll() is None
 
 

@@ -306,7 +306,8 @@ def test_items_of_arguments_differ(reciting: Reciting, says: str) -> None:
          "tools.0.function.parameters", "type 'object'"),
         ({"tool_choice": "any"}, "tool_choice", "'required'"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object",
-          "properties": {"a": {"contains": {}}}}}}]}, "tools.0.function.parameters", "#/properties/a/contains"),
+          "properties": {"a": {"unevaluatedItems": {}}}}}}]}, "tools.0.function.parameters",
+         "#/properties/a/unevaluatedItems"),
         ({"guided_regex": "a"}, "tools", "together"),
     ],
 )  # fmt: skip

@@ -23,7 +23,11 @@ class FakeNative:
         assert not named, "llguidance's translation knows no tokens"
         self.last = gbnf
         # llguidance's translation drops zeros of escapes.
-        return self._guidance.gbnf(re.sub(r"\\u([0-9a-f]{4})", lambda found: chr(int(found[1], 16)), gbnf))
+        return self._guidance.gbnf(re.sub(r"\\(?:u([0-9a-f]{4})|U([0-9a-f]{8}))", _char, gbnf))
 
     def is_token(self, text: str) -> bool:
         return False
+
+
+def _char(found: re.Match[str]) -> str:
+    return chr(int(found[1] or found[2], 16))

@@ -6,11 +6,12 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_local.structured.beginning import may_become
 from llm_local.structured.logic import value_key
+from tests.examples import examples
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-120, 120) | st.sampled_from([0.5, -1.25, 100.0, 1e-7, 1e30])
@@ -48,7 +49,7 @@ def spellings(char: str) -> list[str]:
 
 
 @given(data=st.data(), value=VALUES)
-@settings(max_examples=150, deadline=None, derandomize=True)
+@examples(60)
 def test_every_beginning_of_a_text_may_become_its_value(data: Any, value: Any) -> None:
     text = written(value, data.draw)
     assert json.loads(text) == value
@@ -57,7 +58,7 @@ def test_every_beginning_of_a_text_may_become_its_value(data: Any, value: Any) -
 
 
 @given(data=st.data(), value=VALUES, other=VALUES)
-@settings(max_examples=150, deadline=None, derandomize=True)
+@examples(60)
 def test_the_whole_text_of_another_value_may_not(data: Any, value: Any, other: Any) -> None:
     text = written([other], data.draw)
     assert may_become(text, [value]) == (value_key(value) == value_key(other))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+
 import pytest
 
 from llm_local.errors import InvalidGrammar
@@ -56,6 +59,21 @@ def test_ordinary_grammars_pass(grammar: str) -> None:
 def test_what_endangers_the_process_is_refused(grammar: str, says: str) -> None:
     with pytest.raises(InvalidGrammar, match=says.replace("(", r"\(")):
         check_gbnf(grammar)
+
+
+CHAINS = {
+    "each may be the last": "\n".join(f's{n} ::= "a" s{n + 1} | ""' for n in range(4000)) + '\ns4000 ::= ""',
+    "each is the next": "\n".join(f"s{n} ::= s{n + 1}" for n in range(15)) + '\ns15 ::= ""',
+    "too many in a row": "\n".join(f"s{n} ::= s{n + 1}" for n in range(9000)) + '\ns9000 ::= ""',
+}
+
+
+@pytest.mark.parametrize(("name", "passes"), [(name, at < 2) for at, name in enumerate(CHAINS)])
+def test_a_long_chain_of_rules_is_looked_at_quickly(name: str, passes: bool) -> None:
+    began = time.process_time()
+    with contextlib.nullcontext() if passes else pytest.raises(InvalidGrammar, match="too complex"):
+        check_gbnf(f"root ::= s0\n{CHAINS[name]}")
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize(

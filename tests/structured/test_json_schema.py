@@ -18,6 +18,7 @@ from llm_local.structured.distinct import CompiledDistinct
 from llm_local.structured.places import Places
 from llm_local.structured.schema import canonical
 from llm_local.structured.tokens import Tokens
+from tests.examples import examples
 from tests.structured.vocabulary import END, N_VOCAB, accepts, guidance, piece, walks
 
 GUIDANCE = guidance()
@@ -114,6 +115,14 @@ CASES: list[tuple[Any, list[Any], list[Any]]] = [
     ({"allOf": [{"$ref": "#/$defs/a"}], "properties": {"y": {"type": "null"}}, "unevaluatedProperties": False,
       "$defs": {"a": {"type": "object", "properties": {"x": {"type": "null"}}}}}, [{}, {"x": None, "y": None}],
      [{"z": 1}]),
+    ({"type": "array", "contains": {"type": "integer"}}, [[1], ["a", 1], [[], 1, "x"]], [[], ["a"]]),
+    ({"type": "array", "items": {"type": ["string", "null"]}, "contains": {"const": None}, "maxItems": 3},
+     [[None], ["a", "b", None]], [[], ["a"], ["a", "b", "c", None], [1, None]]),
+    ({"type": "array", "prefixItems": [{"type": "string"}], "contains": {"type": "boolean"}}, [["a", True]],
+     [[True], ["a"]]),
+    ({"type": "array", "contains": {"const": 1}, "minContains": 0}, [[], [2]], []),
+    ({"contains": {"const": 1}}, [5, {"a": 1}, [1]], [[2]]),
+    ({"type": "object", "propertyNames": False}, [{}], [{"a": 1}]),
     (True, [None, {"a": [1, "x"]}], []),
     ({"description": "annotations only", "x-unknown": 3, "default": 1}, [1, "a"], []),
 ]  # fmt: skip
@@ -129,7 +138,36 @@ def test_a_schema_admits_what_is_valid_and_nothing_else(schema: Any, valid: list
 
 REFUSED: list[tuple[Any, str, str]] = [
     # schema, where, what is said
-    ({"type": "array", "contains": {"type": "integer"}}, "#/contains", "cannot be enforced"),
+    ({"type": "array", "contains": {"type": "integer"}, "maxContains": 2}, "#/maxContains", "cannot be enforced"),
+    ({"type": "array", "contains": {"type": "integer"}, "minContains": 2}, "#/minContains", "cannot be enforced"),
+    ({"not": {"contains": {"type": "integer"}}}, "#/not", "say what is allowed"),
+    ({"type": "string", "allOf": [{"pattern": f"[ab]*a[ab]{{{n}}}"} for n in range(16)]}, "#/allOf", "patterns"),
+    ({"allOf": [{"properties": {"x": {"pattern": f"[ab]*a[ab]{{{n}}}"}}} for n in range(16)]}, "#/allOf", "patterns"),
+    ({"type": "array", "unevaluatedItems": False}, "#/unevaluatedItems", "cannot be enforced"),
+    (
+        {
+            "properties": {
+                "x": {
+                    "anyOf": [
+                        {"type": "array", "uniqueItems": True},
+                        {"type": "array", "items": {"const": 1}, "minItems": 2},
+                    ]
+                }
+            }
+        },
+        "#/properties/x/anyOf",
+        "'uniqueItems' of one branch",
+    ),
+    (
+        {
+            "anyOf": [
+                {"properties": {"t": {"uniqueItems": True, "type": "array"}}},
+                {"properties": {"t": {"type": "array", "items": {"type": "boolean"}, "minItems": 3}}},
+            ]
+        },
+        "#/anyOf",
+        "the array at /t must repeat",
+    ),
     ({"type": "array", "items": {"enum": ["a"]}, "uniqueItems": True, "minItems": 2}, "#/uniqueItems", "no 2 distinct"),
     ({"properties": {"a": {"$ref": "https://example.com/x.json"}}}, "#/properties/a/$ref", "nothing is fetched"),
     ({"properties": {"a": {"$ref": "#/$defs/missing"}}}, "#/properties/a/$ref", "points to nothing"),
@@ -264,7 +302,12 @@ LEAVES = st.one_of(
     _with({"type": "number"}, exclusiveMinimum=st.integers(-9, 9), maximum=st.sampled_from([1.5, 20])),
     _with({"type": "string"}, minLength=COUNTS, maxLength=st.integers(0, 6)),
     _with({"type": "string"}, pattern=st.sampled_from(["^a+$", "b", r"^\d{2}-\w$", "^[^x]?$", r"\s", "^(да|нет)$"])),
-    _with({"type": "string"}, format=st.sampled_from(["date", "uuid", "time", "ipv4", "colour"])),
+    _with(
+        {"type": "string"},
+        format=st.sampled_from(
+            ["date", "uuid", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "colour"]
+        ),
+    ),
     st.lists(SCALARS, min_size=1, max_size=4).map(lambda values: {"enum": values}),
     SCALARS.map(lambda value: {"const": value}),
     st.lists(st.sampled_from(["null", "boolean", "string", "integer"]), min_size=1, max_size=3, unique=True).map(
@@ -286,6 +329,23 @@ def _inner(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         _with({"type": "object"}, properties=properties, minProperties=COUNTS, maxProperties=COUNTS),
         _with({"type": "object"}, patternProperties=st.dictionaries(st.sampled_from(["^a", "b$"]), inner, max_size=2)),
         _with({}, properties=properties, dependentRequired=st.just({"a": ["b"]}), required=names),
+        _with({"type": "array"}, items=inner, contains=inner, maxItems=COUNTS),
+        _with(
+            {"type": "object", "additionalProperties": {"type": "integer"}},
+            properties=properties,
+            patternProperties=st.dictionaries(st.sampled_from(["^a", "b$"]), inner, max_size=1),
+        ),
+        _with(
+            {"type": "object"},
+            propertyNames=st.sampled_from([{"pattern": "^[a-c]+$"}, {"maxLength": 3}, {"enum": NAMES[:3]}, False]),
+            properties=properties,
+            minProperties=st.integers(0, 1),
+        ),
+        _with(
+            {"type": "object"},
+            dependentSchemas=st.dictionaries(st.sampled_from(NAMES), inner, max_size=1),
+            properties=properties,
+        ),
         some.map(lambda options: {"anyOf": options}),
         some.map(lambda options: {"oneOf": options}),
         some.map(lambda options: {"allOf": options}),
@@ -301,7 +361,7 @@ DOCUMENTS = st.tuples(SCHEMAS, SCHEMAS).map(
 
 
 @given(document=DOCUMENTS, seed=st.integers(0, 2**32))
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@examples(120)
 def test_whatever_comes_back_is_valid(document: Any, seed: int) -> None:
     """Each random answer to a random schema is valid; a schema that is refused is refused with a reason."""
     try:
@@ -323,7 +383,7 @@ def test_the_random_schemas_are_not_all_refused_or_endless() -> None:
     outcomes = {"served": 0, "refused": 0, "ended": 0}
 
     @given(document=DOCUMENTS, seed=st.integers(0, 2**32))
-    @settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
     def count(document: Any, seed: int) -> None:
         try:
             compiled = GUIDANCE.json(canonical(document))
@@ -383,7 +443,7 @@ JUNK = st.recursive(
 
 
 @given(schema=st.dictionaries(st.sampled_from(KEYWORDS), JUNK, min_size=1, max_size=4))
-@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@examples(150)
 def test_no_junk_is_an_internal_error(schema: Any) -> None:
     with contextlib.suppress(InvalidSchema):
         GUIDANCE.json(canonical(schema)).start()
@@ -393,4 +453,4 @@ def test_an_object_of_the_most_properties_is_followed() -> None:
     """llguidance would say that they are too many only when the answer is at them."""
     properties = {f"p{n}": {"const": n} for n in range(4000)}
     schema = {"type": "object", "properties": properties, "additionalProperties": False}
-    assert admits(schema, {"p1": 1, "p3999": 3999})
+    assert admits(schema, {"p3999": 3999})

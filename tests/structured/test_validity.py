@@ -6,11 +6,12 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from llm_local.structured.pattern import to_rust
 from llm_local.structured.schema import canonical
 from llm_local.structured.validity import matches, surely_invalid
+from tests.examples import examples
 from tests.structured.test_json_schema import LEAVES, SCALARS
 
 PATTERNS: list[tuple[str, list[str], list[str]]] = [
@@ -40,7 +41,7 @@ def test_a_long_text_is_not_tried() -> None:
 
 
 @given(document=LEAVES.filter(lambda node: isinstance(node, dict) and "$ref" not in node), value=SCALARS)
-@settings(max_examples=200, deadline=None, derandomize=True)
+@examples(100)
 def test_what_is_surely_invalid_is_invalid(document: Any, value: Any) -> None:
     node = canonical(document).root
     plain = isinstance(node, dict) and not {"allOf", "anyOf"} & set(node)

@@ -1,0 +1,110 @@
+"""Keywords that combine schemas about one value: references, `allOf`, `anyOf`, `oneOf`, `not`, `if`. Any thread."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llm_local.structured.exclusion import exclusive, told_apart
+from llm_local.structured.logic import Node, all_of, any_of
+from llm_local.structured.negation import closed_names, negate
+from llm_local.structured.repetition import contradicted
+from llm_local.structured.rewriter import Handler, Subschema
+
+MAX_BRANCHES = 64
+
+
+def _ref(schema: Subschema, key: str, value: Any) -> None:
+    if key == "$recursiveRef" and value != "#":
+        raise schema.bad(key, "must be '#'.")
+    if key == "$recursiveRef" and schema.rewriter.has_recursive_anchor:
+        raise schema.bad(key, "together with $recursiveAnchor it cannot be enforced; use '$ref'.")
+    schema.parts.append(schema.rewriter.reference(schema.source, key, schema.where))
+
+
+def _all_of(schema: Subschema, key: str, value: Any) -> None:
+    schema.parts += schema.subs(key, value)
+
+
+def _any_of(schema: Subschema, key: str, value: Any) -> None:
+    schema.parts.append(_union(schema, key, schema.subs(key, value)))
+
+
+def _union(schema: Subschema, key: str, branches: list[Node]) -> Node:
+    place = contradicted(branches, schema.rewriter.defs)
+    if place is not None:
+        what = f"the array at {place}" if place else "an array"
+        raise schema.bad(
+            key,
+            f"'uniqueItems' of one branch cannot be enforced beside another branch in which {what} must repeat items.",
+        )
+    return any_of(branches)
+
+
+def _one_of(schema: Subschema, key: str, value: Any) -> None:
+    """Branches that exclude each other are alternatives; others are, less what also satisfies another one."""
+    defs = schema.rewriter.defs
+    branches = [branch for branch in schema.subs(key, value) if branch is not False]
+    if told_apart(branches, defs):
+        schema.parts.append(_union(schema, key, branches))
+        return
+    if len(branches) > MAX_BRANCHES:
+        raise schema.bad(
+            key,
+            f"over {MAX_BRANCHES} branches need a property that tells them apart (required, with a 'const' of its "
+            "own in each); or use 'anyOf'.",
+        )
+    beside = _beside(schema)
+    ways = []
+    for at, branch in enumerate(branches):
+        opposites = []
+        names = closed_names(branch, defs)
+        schema.rewriter.check_time(schema.where)
+        for other_at, other in enumerate(branches):
+            if other_at == at or exclusive(branch, other, defs) or exclusive(all_of([beside, branch]), other, defs):
+                continue
+            opposite = negate(other, defs, names=names)
+            if opposite is None:
+                raise schema.bad(
+                    key,
+                    f"branches {at} and {other_at} may both match, which cannot be enforced. Make them exclusive "
+                    "(types, a const, a required property that the other forbids), or use 'anyOf'.",
+                )
+            opposites.append(opposite)
+        ways.append(all_of([branch, *opposites]))
+    schema.parts.append(_union(schema, key, ways))
+
+
+def _beside(schema: Subschema) -> Node:
+    """Return what holds besides the branches: it may make them exclusive."""
+    told = {key: schema.source[key] for key in ("type", "required", "properties") if key in schema.source}
+    return schema.sub(told) if told else True
+
+
+def _not(schema: Subschema, key: str, value: Any) -> None:
+    opposite = negate(schema.sub(value, key), schema.rewriter.defs)
+    if opposite is None:
+        raise schema.bad(key, "the opposite of this schema cannot be enforced; say what is allowed instead.")
+    schema.parts.append(opposite)
+
+
+def _if(schema: Subschema, key: str, value: Any) -> None:
+    if "then" not in schema.source and "else" not in schema.source:
+        return
+    condition = schema.sub(value, key)
+    opposite = negate(condition, schema.rewriter.defs)
+    if opposite is None:
+        raise schema.bad(key, "the opposite of this condition cannot be enforced; use 'anyOf' with exclusive branches.")
+    then = schema.sub(schema.source.get("then", True), "then")
+    otherwise = schema.sub(schema.source.get("else", True), "else")
+    schema.parts.append(any_of([all_of([condition, then]), all_of([opposite, otherwise])]))
+
+
+HANDLERS: dict[str, Handler] = {
+    "$ref": _ref,
+    "$recursiveRef": _ref,
+    "allOf": _all_of,
+    "anyOf": _any_of,
+    "oneOf": _one_of,
+    "not": _not,
+    "if": _if,
+}

@@ -1,0 +1,175 @@
+"""Keywords about objects. Any thread."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llm_local.structured.logic import Node, any_of
+from llm_local.structured.pattern import to_rust
+from llm_local.structured.property_counts import any_property, at_least, at_most
+from llm_local.structured.rewriter import MAX_DEPTH, Handler, Subschema
+from llm_local.structured.scalars import count
+
+MAX_PROPERTIES = 4000
+
+
+def _properties(schema: Subschema, key: str, value: Any) -> None:
+    if len(schema.mapping(key, value)) > MAX_PROPERTIES:
+        raise schema.bad(key, f"there are {len(value)}; at most {MAX_PROPERTIES} can be enforced.")
+    schema.plain[key] = {name: schema.sub(node, key, name) for name, node in value.items()}
+
+
+def _pattern_properties(schema: Subschema, key: str, value: Any) -> None:
+    nodes = schema.mapping(key, value).items()
+    place = f"{schema.where}/{key}"
+    schema.plain[key] = {to_rust(name, place): schema.sub(node, key, name) for name, node in nodes}
+
+
+def _additional_properties(schema: Subschema, key: str, value: Any) -> None:
+    schema.plain["additionalProperties"] = schema.sub(value, key)
+
+
+def _required(schema: Subschema, key: str, value: Any) -> None:
+    if isinstance(value, bool):
+        raise schema.bad(key, "must be a list of property names (a boolean is draft 3).")
+    schema.plain[key] = schema.names(key, value)
+
+
+def _min_properties(schema: Subschema, key: str, value: Any) -> None:
+    """Keys that are not declared might be repeated, and then count once: more than one cannot be promised."""
+    count(schema, key, value)
+    least = schema.plain.pop(key)
+    required, optional = _declared(schema)
+    if least <= len(required):
+        return
+    if least == 1:
+        ways = any_property(optional)
+        if ways is None:
+            schema.plain[key] = 1
+        else:
+            schema.parts.append(ways)
+        return
+    if schema.source.get("additionalProperties") is not False:
+        raise schema.bad(
+            key, f"at least {least} properties cannot be enforced unless they are declared; use 'required'."
+        )
+    ways = None if schema.source.get("patternProperties") else at_least(least - len(required), optional)
+    if ways is None:
+        raise schema.bad(key, f"at least {least} properties cannot be enforced here; use 'required'.")
+    schema.parts.append(ways)
+
+
+def _max_properties(schema: Subschema, key: str, value: Any) -> None:
+    """Engines count properties only where all that are declared must be there: see `property_counts.py`."""
+    count(schema, key, value)
+    required, optional = _declared(schema)
+    ways = at_most(schema.plain[key], len(required), optional)
+    if ways is not None:
+        del schema.plain[key]
+        schema.parts.append(ways)
+
+
+def _declared(schema: Subschema) -> tuple[list[str], list[str]]:
+    """Return the names of properties that must be there, and those of other declared ones."""
+    required = schema.names("required", schema.source.get("required") or [])
+    declared = schema.mapping("properties", schema.source.get("properties") or {})
+    return required, [name for name in declared if name not in required]
+
+
+def _property_names(schema: Subschema, key: str, value: Any) -> None:
+    """Names that a pattern or a list allows: all others are forbidden."""
+    names = schema.rewriter.target(schema.sub(value, key))
+    if names is True or names == {"type": "string"}:
+        return
+    kinds = names.get("type", "string") if isinstance(names, dict) else "string" if names else []
+    if "string" not in (kinds if isinstance(kinds, list) else [kinds]):
+        # No name is a number, or none is allowed: there is no property.
+        schema.parts.append({"properties": {}, "additionalProperties": False})
+        return
+    if isinstance(names, dict) and set(names) <= {"type", "enum"} and "enum" in names:
+        allowed = {name: True for name in names["enum"] if isinstance(name, str)}
+        schema.parts.append({"properties": allowed, "additionalProperties": False})
+    elif isinstance(names, dict) and set(names) <= {"type", "pattern"} and "pattern" in names:
+        schema.parts.append({"patternProperties": {names["pattern"]: True}, "additionalProperties": False})
+    elif isinstance(names, dict) and set(names) <= {"type", "minLength", "maxLength"}:
+        most = names.get("maxLength", "")
+        lengths = f"^[\\s\\S]{{{names.get('minLength', 0)},{most}}}$"
+        schema.parts.append({"patternProperties": {lengths: True}, "additionalProperties": False})
+    else:
+        raise schema.bad(key, "only a pattern, lengths or an enum of names can be enforced.")
+
+
+def _dependent_required(schema: Subschema, key: str, value: Any) -> None:
+    for name, needed in schema.mapping(key, value).items():
+        _depend(schema, name, {"required": [name, *schema.names(f"{key}/{name}", needed)]})
+
+
+def _dependent_schemas(schema: Subschema, key: str, value: Any) -> None:
+    for name, node in schema.mapping(key, value).items():
+        _depend(schema, name, schema.sub(node, key, name))
+
+
+def _dependencies(schema: Subschema, key: str, value: Any) -> None:
+    for name, needed in schema.mapping(key, value).items():
+        single = [needed] if isinstance(needed, str) else needed
+        (_dependent_required if isinstance(single, list) else _dependent_schemas)(schema, key, {name: single})
+
+
+def _depend(schema: Subschema, name: str, then: Node) -> None:
+    schema.parts.append(any_of([{"properties": {name: False}}, then]))
+
+
+def _unevaluated_properties(schema: Subschema, key: str, value: Any) -> None:
+    """Where all branches always apply, the names are known, and what is left is `additionalProperties`."""
+    if value is True:
+        return
+    names = _evaluated(schema, schema.source, schema.where, 0, {})
+    if names is None:
+        return
+    schema.parts.append({"properties": dict.fromkeys(names, True), "additionalProperties": schema.sub(value, key)})
+
+
+def _evaluated(
+    schema: Subschema, source: Any, where: str, depth: int, known: dict[int, dict[str, None] | None]
+) -> dict[str, None] | None:
+    """Return the names that `source` evaluates; None for all of them.
+
+    Args:
+        known: of the parts that were looked at, by their identities: many ways may lead to one definition.
+    """
+    names: dict[str, None] = {}
+    if not isinstance(source, dict):
+        return names
+    if id(source) in known:
+        return known[id(source)]
+    schema.rewriter.check_time(where)
+    for applicator in ("anyOf", "oneOf", "if", "dependentSchemas", "patternProperties", "not", "$dynamicRef"):
+        if applicator in source or depth > MAX_DEPTH:
+            raise schema.bad("unevaluatedProperties", f"together with '{applicator}' it cannot be enforced.")
+    if "additionalProperties" in source or (depth and "unevaluatedProperties" in source):
+        return known.setdefault(id(source), None)
+    parts, declared = source.get("allOf"), source.get("properties")
+    inner = [*parts] if isinstance(parts, list) else []
+    if "$ref" in source:
+        inner.append(schema.rewriter.original(source["$ref"], source, where))
+    for part in inner:
+        found = _evaluated(schema, part, where, depth + 1, known)
+        if found is None:
+            return known.setdefault(id(source), None)
+        names |= found
+    return known.setdefault(id(source), names | dict.fromkeys(declared if isinstance(declared, dict) else ()))
+
+
+HANDLERS: dict[str, Handler] = {
+    "properties": _properties,
+    "patternProperties": _pattern_properties,
+    "additionalProperties": _additional_properties,
+    "required": _required,
+    "minProperties": _min_properties,
+    "maxProperties": _max_properties,
+    "propertyNames": _property_names,
+    "dependentRequired": _dependent_required,
+    "dependentSchemas": _dependent_schemas,
+    "dependencies": _dependencies,
+    "unevaluatedProperties": _unevaluated_properties,
+}

@@ -1,0 +1,90 @@
+"""Where `uniqueItems` of one branch would leave another branch without a value. Any thread.
+
+Which branch of an `anyOf` an answer takes is not known while it is written, so `distinct.py` keeps an array distinct
+where any branch asks for that. It is stricter than the schema, and fine, unless another branch needs repetition: two
+items or more, of fewer values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llm_local.structured.exclusion import alternatives, types_of
+from llm_local.structured.logic import Defs, Node, all_of
+
+MAX_DEPTH = 4
+MAX_VALUES = 1000
+
+Way = list[dict[str, Any]]
+"""A conjunction of plain schemas."""
+
+
+def contradicted(branches: list[Node], defs: Defs, depth: int = 0) -> str | None:
+    """Return where (`/tags`, or "" for the value itself) a branch needs equal items that another one forbids."""
+    ways = _ways(branches, defs)
+    arrays = [way for way in ways if "array" in types_of(way)]
+    unique = [way for way in arrays if _is_unique(way)]
+    if unique and any(_must_repeat(way, defs) for way in arrays if not _is_unique(way)):
+        return ""
+    if len(ways) < 2 or depth > MAX_DEPTH:
+        return None
+    inner = {f"/{name}": [_property(way, name) for way in ways] for name in _shared_names(ways)}
+    inner["/items"] = [_item(way) for way in arrays]
+    for place, nodes in inner.items():
+        found = contradicted(nodes, defs, depth + 1)
+        if found is not None:
+            return place + found
+    return None
+
+
+def _ways(nodes: list[Node], defs: Defs) -> list[Way]:
+    return [way for node in nodes for way in alternatives(node, defs) or []]
+
+
+def _is_unique(way: Way) -> bool:
+    return any(part.get("uniqueItems") is True for part in way)
+
+
+def _shared_names(ways: list[Way]) -> list[str]:
+    named = [{name for part in way for name in part.get("properties", {})} for way in ways]
+    return sorted({name for names in named for name in names if sum(name in other for other in named) > 1})
+
+
+def _property(way: Way, name: str) -> Node:
+    return all_of([part["properties"][name] for part in way if name in part.get("properties", {})])
+
+
+def _item(way: Way) -> Node:
+    return all_of([part["items"] for part in way if "items" in part])
+
+
+def _must_repeat(way: Way, defs: Defs) -> bool:
+    """Tell whether an array needs more items than there are values for them."""
+    least = max(part.get("minItems", 0) for part in way) if way else 0
+    if least < 2:
+        return False
+    first: list[Node] = next((part["prefixItems"] for part in way if part.get("prefixItems")), [])
+    values = _count(first[:least], defs) + (_count([_item(way)], defs) if least > len(first) else 0)
+    return values < least
+
+
+def _count(nodes: list[Node], defs: Defs) -> int:
+    """Return how many values there are, at most; from `MAX_VALUES` on they count as many."""
+    keys: set[str] = set()
+    for way in _ways(nodes, defs):
+        found = _values(way)
+        if found is None:
+            return MAX_VALUES
+        keys |= found
+    return len(keys)
+
+
+def _values(way: Way) -> set[str] | None:
+    listed = [{repr(value) for value in part["enum"]} for part in way if "enum" in part]
+    if listed:
+        return set.intersection(*listed)
+    kinds = types_of(way)
+    if not kinds <= {"boolean", "null"}:
+        return None
+    constants = {"boolean": {"True", "False"}, "null": {"None"}}
+    return set().union(*(constants[kind] for kind in kinds))

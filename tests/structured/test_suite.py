@@ -1,0 +1,97 @@
+"""The official JSON Schema Test Suite, where `LLM_LOCAL_TEST_JSON_SCHEMA_SUITE` names its folder `tests`.
+
+Nothing invalid may be an answer. Which schemas are refused, and which valid instances, is counted and printed (`-s`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_local.errors import InvalidSchema
+from llm_local.structured.distinct import CompiledDistinct
+from llm_local.structured.native import NativeEngine
+from llm_local.structured.places import Places
+from llm_local.structured.schema import canonical
+from llm_local.structured.tokens import Compiled, Tokens
+from tests.structured.native import FakeNative
+from tests.structured.vocabulary import END, N_VOCAB, accepts, guidance, piece
+
+DRAFTS = {
+    "draft4": "http://json-schema.org/draft-04/schema#",
+    "draft6": "http://json-schema.org/draft-06/schema#",
+    "draft7": "http://json-schema.org/draft-07/schema#",
+    "draft2019-09": "https://json-schema.org/draft/2019-09/schema",
+    "draft2020-12": "https://json-schema.org/draft/2020-12/schema",
+}
+GUIDANCE = guidance()
+NATIVE = NativeEngine(FakeNative(GUIDANCE), compact=True)
+TOKENS = Tokens(N_VOCAB, piece, GUIDANCE.byte_tokens, [END])
+MAX_ORDERS = 200
+
+
+def orders(value: Any) -> Iterator[Any]:
+    """The same value with its keys in other orders: answers have them in the order of the schema."""
+    if isinstance(value, dict):
+        for keys in itertools.permutations(value):
+            for inner in itertools.product(*(list(orders(value[key])) for key in keys)):
+                yield dict(zip(keys, inner, strict=True))
+    elif isinstance(value, list):
+        for items in itertools.product(*(list(orders(item)) for item in value)):
+            yield list(items)
+    else:
+        yield value
+
+
+def written(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def compiled(engine: str, document: Any) -> Compiled:
+    schema = canonical(document)
+    one: Any = GUIDANCE if engine == "llguidance" else NATIVE
+    return CompiledDistinct(one.json(schema), Places([schema]), TOKENS)
+
+
+@pytest.mark.parametrize("engine", ["llguidance", "llama"])
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_nothing_invalid_of_the_official_suite_is_an_answer(draft: str, engine: str) -> None:
+    folder = os.environ.get("LLM_LOCAL_TEST_JSON_SCHEMA_SUITE")
+    if not folder:
+        pytest.skip("LLM_LOCAL_TEST_JSON_SCHEMA_SUITE does not name the suite's folder")
+    count, refused, wrong = Counter[str](), Counter[str](), []
+    unexplained = 0
+    for path in sorted((Path(folder) / draft).glob("*.json")):
+        for group in json.loads(path.read_text()):
+            document = group["schema"]
+            if isinstance(document, dict):
+                document = {"$schema": DRAFTS[draft], **document}
+            try:
+                compiled_one = compiled(engine, document)
+            except InvalidSchema as error:
+                unexplained += len(error.message) < 10
+                count["schemas refused"] += 1
+                refused[path.stem] += 1
+                if "-v" in os.environ.get("PYTEST_ADDOPTS", ""):
+                    print(f"REFUSED {path.stem}: {group['description']}: {error.message}")
+                continue
+            count["schemas served"] += 1
+            for case in group["tests"]:
+                texts = map(written, itertools.islice(orders(case["data"]), MAX_ORDERS))
+                taken = any(accepts(compiled_one.start(), text) for text in texts)
+                kind = "valid" if case["valid"] else "invalid"
+                count[f"{kind} {'accepted' if taken else 'refused'}"] += 1
+                if taken != case["valid"]:
+                    wrong.append((case["valid"], path.stem, group["description"], case["description"]))
+    print(f"\n{draft} {engine}: {dict(sorted(count.items()))}; refused: {dict(refused.most_common())}")
+    for _, *place in (one for one in wrong if one[0]):
+        print("valid, but refused:", *place, sep=" | ")
+    assert [one for one in wrong if not one[0]] == []
+    assert not unexplained
