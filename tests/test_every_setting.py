@@ -25,6 +25,11 @@ LOG = FAKES + "test_log_level_and_verbose_are_how_much_is_logged"
 REACHES_THE_ENGINE = TUNED + "test_prefill_chunk_and_host_cache_mb_reach_the_engine"
 WEIGHTS = BACKEND + "test_weights_are_mapped_or_read_and_locked_when_told_to"
 
+COMMANDS = "models/test_commands.py::"
+DOWNLOAD = COMMANDS + "test_each_setting_of_a_download_does_what_it_says"
+KEYS = "server/test_keys.py::"
+TLS = "test_tls.py::test_the_settings_say_which_files"
+CONNECTION = "server/test_connection.py::"
 WARM = "server/test_warm_prefixes.py::"
 
 EFFECT = {
@@ -35,7 +40,7 @@ EFFECT = {
     "upstream_url": UPSTREAM + "test_an_upstream_that_is_down_is_503_and_comes_back_by_itself",
     "upstream_api_key": UPSTREAM + "test_what_is_sent_is_the_request_in_utf8_with_their_key_and_our_id",
     "upstream_model": UPSTREAM + "test_what_is_sent_is_the_request_in_utf8_with_their_key_and_our_id",
-    "models_dir": "test_locate.py::test_models_dir_is_where_names_are_looked_up",
+    "models_dir": "models/test_locate.py::test_models_dir_is_where_names_are_looked_up",
     "gpu_layers": "model/test_cli.py::test_gpu_layers_on_a_cpu_build_are_refused_with_the_way_out",
     "ctx": CONTEXT,
     "seq_max": TUNED + "test_seq_max_is_the_longest_prompt_and_answer",
@@ -82,6 +87,22 @@ EFFECT = {
     "max_body_bytes": "server/test_errors.py::test_a_body_over_the_limit_is_413_whether_its_length_is_declared_or_not",
     "log_level": LOG,
     "verbose": LOG,
+    "model_url": COMMANDS + "test_an_address_alone_names_the_model",
+    "model_checksum": DOWNLOAD,
+    "download_timeout": DOWNLOAD,
+    "download_retries": DOWNLOAD,
+    "gpu_memory_utilization": "model/test_fit.py::test_the_demand_is_what_the_settings_say",
+    "api_keys_file": KEYS + "test_keys_of_both_kinds_open_the_server_and_reloading_takes_effect",
+    "key_concurrency": KEYS + "test_a_key_has_only_so_many_requests_at_work_and_streams_count_to_their_end",
+    "cors_origins": "server/test_cors.py::test_a_named_page_may_call_and_another_may_not",
+    "ssl_certfile": TLS,
+    "ssl_keyfile": TLS,
+    "receive_timeout": CONNECTION + "test_a_client_that_does_not_finish_its_request_is_let_go",
+    "max_connections": CONNECTION + "test_a_connection_too_many_is_503_and_another_may_come_when_one_goes",
+    "max_header_bytes": CONNECTION + "test_the_limit_of_a_head_can_be_set_and_what_is_under_it_passes",
+    "slow_request": "server/test_requestlog.py::test_a_slow_request_is_a_warning_from_the_set_seconds_on",
+    "log_format": "test_logs.py::test_a_line_of_json_has_stable_names_and_its_time_in_utc",
+    "tracing": "server/test_tracing.py::test_the_last_spans_are_sent_at_shutdown_to_where_the_standard_variables_say",
 }
 
 

@@ -44,10 +44,6 @@ OLD: list[tuple[str, str, Any]] = [
     ("LLM_DOWNLOAD_RETRIES", "3", 3),
     ("LLM_MODEL_CHECKSUM", "sha256:auto", "sha256:auto"),
 ]  # fmt: skip
-AWAITED = {
-    "LLM_MODEL_URL", "LLM_GPU_MEMORY_UTILIZATION", "LLM_DOWNLOAD_TIMEOUT", "LLM_DOWNLOAD_RETRIES", "LLM_MODEL_CHECKSUM",
-}  # fmt: skip
-"""Variables that come with their parts; to be emptied."""
 KNOWN = {config.variable_name(name) for name in config.Settings.model_fields}
 
 
@@ -56,17 +52,11 @@ def value_of(environment: dict[str, str], variable: str) -> Any:
     return getattr(config.load({}, environment).settings, name)
 
 
-def skip_awaited(variable: str) -> None:
-    if variable in AWAITED - KNOWN:
-        pytest.skip("not there yet")
-
-
 @pytest.mark.parametrize(("variable", "text", "value"), OLD)
 @pytest.mark.parametrize("how", ["{}", " {} ", '"{}"', "'{}'", '"{}" ', "{}\r"])
 def test_old_variables_have_their_old_meaning_also_with_quotes_and_spaces(
     variable: str, text: str, value: Any, how: str
 ) -> None:
-    skip_awaited(variable)
     got = value_of({variable: how.format(text)}, variable)
     assert got == value
     assert isinstance(got, bool) == isinstance(value, bool)
@@ -168,7 +158,7 @@ def env_file(path: Path) -> dict[str, str]:
 def test_the_example_has_every_old_variable_and_loads() -> None:
     environment = env_file(CONFIGS / "env.example")
     assert {variable for variable, _, _ in OLD} <= set(environment)
-    settings = config.load({}, {k: v for k, v in environment.items() if k not in AWAITED - KNOWN}).settings
+    settings = config.load({}, environment).settings
     assert (settings.model, settings.seq_max, settings.host) == ("Qwen2.5-7B-Instruct-Q5_K_M.gguf", 2048, "0.0.0.0")
     assert Target.from_environment(environment).base_url == "http://llm-local:8080/v1"
 

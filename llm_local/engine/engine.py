@@ -311,8 +311,8 @@ class Engine:
     def step(self) -> bool:
         """Take in what came, deliver the last step, compute one batch, sample. False when told to stop.
 
-        Deltas go out just before the decode: it gives the interpreter's lock to the event loop, which so writes to
-        the clients while the batch is computed, and never holds up the thread between two batches.
+        Deltas go out just before what takes long: it gives the interpreter's lock to the event loop, which so writes to
+        the clients while a batch is computed, and never holds up the thread between two batches.
         """
         if not self._drain_inbox():
             return False
@@ -325,6 +325,7 @@ class Engine:
             self.stats.steps += 1
             self.stats.rows += batch.n_rows
         if self._side_job is not None and self._side_job.pending:
+            self._flush()
             self._side_job.step()
         self.stats.step_s += time.perf_counter() - began
         self._stats_log.look()

@@ -14,7 +14,7 @@ import llama_cpp
 import pytest
 
 from llm_local.cli import load
-from llm_local.cli.serve import _locate
+from llm_local.cli.weights import WeightFiles
 from llm_local.config import Settings
 from llm_local.llama.model import LlamaModel
 from tests.model.conftest import served
@@ -129,7 +129,7 @@ def test_disk_cache_mb_is_the_limit_of_the_folder_and_host_cache_mb_0_is_no_tier
 
 def test_draft_model_is_located_and_guesses(smol: LlamaModel) -> None:
     settings = Settings(draft_model="smollm2-135m", ctx=256)
-    _, _, path = _locate(settings)
+    path = WeightFiles(settings).get().draft
     drafter = load._drafter(smol, path, settings, load._context_params(settings, 1, 0), 0, 256)
     assert drafter is not None
     assert drafter.seconds(1) is None or drafter.seconds(1) > 0  # type: ignore[operator]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_local.cli.serve import _locate
+from llm_local.cli.weights import WeightFiles
 from llm_local.config import Settings
 from llm_local.errors import StartupError
 from llm_local.models.locate import locate
@@ -50,6 +50,7 @@ def test_what_is_missing_says_where_it_looked_and_what_is_near(tmp_path: Path) -
 def test_models_dir_is_where_names_are_looked_up(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").touch()
     settings = Settings(model="a.gguf", embedding_model="a", models_dir=tmp_path)
-    assert _locate(settings) == [tmp_path / "a.gguf", tmp_path / "a.gguf", None]
+    found = WeightFiles(settings).get()
+    assert (found.model, found.embedding, found.draft) == (tmp_path / "a.gguf", tmp_path / "a.gguf", None)
     with pytest.raises(StartupError, match="no such model"):
-        _locate(Settings(model="a.gguf", models_dir=tmp_path / "none"))
+        WeightFiles(Settings(model="a.gguf", models_dir=tmp_path / "none"))
