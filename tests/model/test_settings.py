@@ -13,7 +13,7 @@ import httpx
 import llama_cpp
 import pytest
 
-from llm_local.cli import load
+from llm_local.cli import fit, load
 from llm_local.cli.weights import WeightFiles
 from llm_local.config import Settings
 from llm_local.llama.model import LlamaModel
@@ -130,11 +130,11 @@ def test_disk_cache_mb_is_the_limit_of_the_folder_and_host_cache_mb_0_is_no_tier
 def test_draft_model_is_located_and_guesses(smol: LlamaModel) -> None:
     settings = Settings(draft_model="smollm2-135m", ctx=256)
     path = WeightFiles(settings).get().draft
-    drafter = load._drafter(smol, path, settings, load._context_params(settings, 1, 0), 0, 256)
+    drafter = load._drafter(smol, path, settings, fit.context_params(settings, n_pinned=0), 0, 256)
     assert drafter is not None
-    assert drafter.seconds(1) is None or drafter.seconds(1) > 0  # type: ignore[operator]
+    assert drafter.seconds([0]) is None or drafter.seconds([0]) > 0
     drafter.close()
-    assert load._drafter(smol, None, Settings(), load._context_params(settings, 1, 0), 0, 256) is None
+    assert load._drafter(smol, None, Settings(), fit.context_params(settings, n_pinned=0), 0, 256) is None
 
 
 def test_embedding_ctx_is_the_longest_input(http: httpx.Client) -> None:
