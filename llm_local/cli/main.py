@@ -18,7 +18,7 @@ EXIT_INTERRUPTED = 130
 
 def main(arguments: SequenceOf[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(_with_command(sys.argv[1:] if arguments is None else arguments))
     try:
         if options.command == "bench":
             return bench(options)
@@ -34,6 +34,13 @@ def main(arguments: SequenceOf[str] | None = None) -> int:
         return EXIT_STARTUP
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _with_command(arguments: SequenceOf[str]) -> list[str]:
+    """Flags without a command are for `serve`: `docker run IMAGE --model X` appends no more than flags."""
+    first = arguments[0] if arguments else ""
+    is_flag_of_serve = first.startswith("-") and first not in ("-h", "--help", "--version")
+    return ["serve", *arguments] if is_flag_of_serve else list(arguments)
 
 
 def show_config(loaded: config.Loaded) -> int:
