@@ -138,8 +138,30 @@ def check_server(image: Image) -> None:
         os.kill(int(process_1(server).name), signal.SIGTERM)
         code = server.wait(STOP_TIMEOUT_S)
         image.check("SIGTERM ends it with 0", code == 0, f"{code} after {time.monotonic() - began:.1f} s")
+        check_early_stop(image)
     finally:
-        server.kill()
+        end(server)
+
+
+def check_early_stop(image: Image) -> None:
+    """A process 1 without a handler of its own does not even notice SIGTERM."""
+    server = image.popen([*image.config["Entrypoint"], *image.config["Cmd"]])
+    try:
+        wait_for(lambda: b"llm_local" in (process_1(server) / "cmdline").read_bytes(), server)
+        time.sleep(0.5)
+        began = time.monotonic()
+        os.kill(int(process_1(server).name), signal.SIGTERM)
+        code = server.wait(STOP_TIMEOUT_S)
+        image.check("SIGTERM at the start ends it, too", code == 0, f"{code} after {time.monotonic() - began:.1f} s")
+    finally:
+        end(server)
+
+
+def end(server: subprocess.Popen[bytes]) -> None:
+    """Kill what still runs: number 1 takes its namespace with it, unshare alone does not."""
+    if server.poll() is None:
+        os.kill(int(process_1(server).name), signal.SIGKILL)
+        server.wait()
 
 
 def wait_for(true: Callable[[], bool], server: subprocess.Popen[bytes]) -> bool:

@@ -89,7 +89,9 @@ class TestDockerfile:
 
     def test_a_change_of_our_code_does_not_compile_llama_again(self, name: str) -> None:
         found = [f"{keyword} {value}" for keyword, value in instructions(name)]
-        [compiled] = [place for place, line in enumerate(found) if "pip wheel" in line]
+        compiled = next(
+            place for place, line in enumerate(found) if "requirements/llama.txt" in line and "pip wheel" in line
+        )
         copied = [line.split()[1:-1] for line in found[:compiled] if line.startswith("COPY")]
         assert {source for sources in copied for source in sources} == {
             "requirements/build.txt",
@@ -223,6 +225,20 @@ class TestFlagsWithoutACommand:
     def test_a_command_stays_one(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["config", "--port", "9"]) == 0
         assert "LLM_PORT" in capsys.readouterr().out
+
+
+def test_sigterm_ends_a_process_that_still_starts(tmp_path: Path) -> None:
+    configuration = tmp_path / "a.toml"
+    os.mkfifo(configuration)
+    process = subprocess.Popen([sys.executable, "-m", "llm_local", "serve", "--config", str(configuration)], cwd=ROOT)
+    try:
+        # Opening it returns when the other end reads, which waits for ever for a first byte.
+        with configuration.open("wb"):
+            process.terminate()
+            assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 @contextmanager
