@@ -1,7 +1,7 @@
 """`llm-local serve | pull | models | doctor | config | bench`.
 
-Exit codes: 0 fine, 1 the server broke (doctor: it would not start), 2 it could not start, 130 interrupted before it
-served, 128 + the signal's number at the second signal.
+Exit codes: 0 fine, 1 the server broke (doctor: it would not start), 2 it could not start, 128 + the signal's number
+when one ended it before it served, or the second one did: 130 is SIGINT, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LIST_SETTINGS = ("models_dir", "ctx", "kv_type")
 
 def main(arguments: SequenceOf[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(_with_command(sys.argv[1:] if arguments is None else arguments))
     try:
         if options.command == "bench":
             return bench(options)
@@ -63,12 +63,19 @@ def _settings(options: argparse.Namespace) -> config.Loaded:
     return config.load(flags, os.environ, options.config)
 
 
+def _with_command(arguments: SequenceOf[str]) -> list[str]:
+    """Flags without a command are for `serve`: `docker run IMAGE --model X` appends no more than flags."""
+    first = arguments[0] if arguments else ""
+    is_flag_of_serve = first.startswith("-") and first not in ("-h", "--help", "--version")
+    return ["serve", *arguments] if is_flag_of_serve else list(arguments)
+
+
 def _stop_before_serving(settings: config.Settings) -> None:
-    """Let SIGTERM end what comes before the server runs (imports, looking for files, fetching them) as SIGINT does.
+    """Let SIGTERM end what comes before the server runs (imports, looking for files) as SIGINT does.
 
     The first process of a container has no default handlers: there SIGTERM would do nothing.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if settings.api_keys_file is not None or settings.ssl_certfile is not None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # What it reloads is about to be read.
 

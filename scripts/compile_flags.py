@@ -1,0 +1,80 @@
+"""Print CMake's flags for llama.cpp: `compile_flags.py BACKEND [CPU]`. The Makefile and both Dockerfiles ask here.
+
+CPU says for which processors: `native` is this machine's (fastest, and may stop with "illegal instruction" on another),
+`portable` is any of the last ten years. It needs nothing but Python's standard library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+
+BACKENDS = {
+    "cpu": (),
+    "cuda": ("-DGGML_CUDA=ON",),
+    "vulkan": ("-DGGML_VULKAN=ON",),
+    "opencl": ("-DGGML_OPENCL=ON",),
+    "metal": ("-DGGML_METAL=ON",),
+    "openblas": ("-DGGML_BLAS=ON", "-DGGML_BLAS_VENDOR=OpenBLAS"),
+}
+
+# The x86-64 levels of the System V ABI, as far as ggml has a switch for them. Each has what the one before it has.
+X86_SWITCHES = ("SSE42", "AVX", "AVX2", "BMI2", "FMA", "F16C", "AVX512")
+X86_LEVELS = {"x86-64-v2": 1, "x86-64-v3": 6, "x86-64-v4": 7}
+PORTABLE_X86 = "x86-64-v3"
+
+
+def flags(backend: str, cpu: str, machine: str) -> list[str]:
+    """Return the flags.
+
+    Args:
+        backend: one of BACKENDS.
+        cpu: native, portable, one of X86_LEVELS, or an ARM architecture such as armv8.2-a+dotprod.
+        machine: `platform.machine()` of where the result runs.
+
+    Raises:
+        ValueError: an unknown name, or instructions of another kind of machine.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown BACKEND {backend!r}; there are {', '.join(BACKENDS)}")
+    return [*BACKENDS[backend], *_cpu_flags(cpu, machine)]
+
+
+def _cpu_flags(cpu: str, machine: str) -> list[str]:
+    on_x86 = machine.lower() in ("x86_64", "amd64")
+    if cpu == "native":
+        return ["-DGGML_NATIVE=ON"]
+    if cpu == "portable":
+        # On ARM ggml then takes armv8-a, which every 64-bit ARM has.
+        return _x86_flags(PORTABLE_X86) if on_x86 else ["-DGGML_NATIVE=OFF"]
+    if cpu in X86_LEVELS and on_x86:
+        return _x86_flags(cpu)
+    if cpu.startswith("armv") and not on_x86:
+        return ["-DGGML_NATIVE=OFF", f"-DGGML_CPU_ARM_ARCH={cpu}"]
+    known = f"native, portable, {', '.join(X86_LEVELS)}" if on_x86 else "native, portable, armv8.2-a+dotprod and so on"
+    raise ValueError(f"unknown CPU_ARCH {cpu!r} for {machine}; there are {known}")
+
+
+def _x86_flags(level: str) -> list[str]:
+    has = X86_LEVELS[level]
+    switches = [f"-DGGML_{name}={'ON' if place < has else 'OFF'}" for place, name in enumerate(X86_SWITCHES)]
+    return ["-DGGML_NATIVE=OFF", *switches]
+
+
+def main() -> int:
+    """Return 0, or 2 for a name that is not known."""
+    parser = argparse.ArgumentParser(description="Print CMake's flags for llama.cpp.")
+    parser.add_argument("backend", metavar="BACKEND", help=", ".join(BACKENDS))
+    parser.add_argument("cpu", metavar="CPU", nargs="?", default="native", help="native, portable, x86-64-v3 ...")
+    options = parser.parse_args()
+    try:
+        print(" ".join(flags(options.backend, options.cpu, platform.machine())))
+    except ValueError as error:
+        print(f"compile_flags: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""Compile llama.cpp into this environment for BACKEND, if that is not what it has. `make install` runs it.
+
+In the environment: BACKEND is one of compile_flags.BACKENDS, CMAKE_ARGS has any more flags. What is not given stays as
+it was, so that a newer llama.cpp is compiled for the same backend. Where nothing was ever asked for, this does nothing,
+and pip compiles for the CPU, or takes the wheel that it kept; pip does not know which backend a kept wheel is for.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from compile_flags import BACKENDS, flags
+
+ROOT = Path(__file__).parent.parent
+RECORD = Path(sys.prefix) / ".built-for"
+DEFAULT_BACKEND = "cpu"
+NEEDS = {
+    "cpu": "a C++ compiler and CMake",
+    "cuda": "NVIDIA's CUDA toolkit with nvcc",
+    "vulkan": "on Debian and Ubuntu: apt install libvulkan-dev glslc spirv-headers",
+    "opencl": "on Debian and Ubuntu: apt install opencl-headers ocl-icd-opencl-dev",
+    "metal": "Xcode's command line tools",
+    "openblas": "on Debian and Ubuntu: apt install libopenblas-dev pkg-config",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What llama.cpp is compiled from and for; a line of text in RECORD."""
+
+    requirement: str
+    backend: str
+    cmake_args: str = ""
+
+    @classmethod
+    def read(cls, text: str) -> Build | None:
+        """Return what a line says, or None if it is not one of ours."""
+        parts = text.strip().split(" ", 2)
+        return cls(*parts) if len(parts) >= 2 and parts[1] in BACKENDS else None
+
+    def __str__(self) -> str:
+        return f"{self.requirement} {self.backend} {self.cmake_args}".strip()
+
+
+def wanted(requirement: str, installed: Build | None, backend: str, cmake_args: str) -> Build | None:
+    """Return what must be compiled, or None if that is there, or nothing was ever asked for.
+
+    Args:
+        requirement: llama-cpp-python with its version.
+        installed: what was compiled here before, if anything was.
+        backend, cmake_args: what is asked for; empty: as installed.
+    """
+    if installed is None and not backend and not cmake_args:
+        return None
+    before = installed or Build("", DEFAULT_BACKEND)
+    backend = backend or before.backend
+    kept = before.cmake_args if backend == before.backend else ""
+    build = Build(requirement, backend, cmake_args or kept)
+    return None if build == installed else build
+
+
+def main() -> int:
+    """Return 0, 2 for an unknown backend, or pip's exit code."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirement = next(one for one in project["dependencies"] if one.startswith("llama-cpp-python"))
+    installed = Build.read(RECORD.read_text()) if RECORD.is_file() else None
+    asked = (os.environ.get("BACKEND", "").strip(), os.environ.get("CMAKE_ARGS", "").strip())
+    build = wanted(requirement, installed, *asked)
+    if build is None:
+        return 0
+    try:
+        cmake_args = f"{' '.join(flags(build.backend, 'native', platform.machine()))} {build.cmake_args}".strip()
+    except ValueError as error:
+        print(f"install_llama: error: {error}", file=sys.stderr)
+        return 2
+    print(f"compiling llama.cpp for {build.backend}, which takes minutes: {cmake_args}", flush=True)
+    code = _compile(requirement, cmake_args)
+    if code:
+        print(f"{build.backend} needs {NEEDS[build.backend]}; what is installed stays as it was", file=sys.stderr)
+        return code
+    RECORD.write_text(f"{build}\n")
+    return 0
+
+
+def _compile(requirement: str, cmake_args: str) -> int:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    # pip's cache takes one backend's wheel for another's, so it is neither asked nor told.
+    pip += ["--no-cache-dir", "--force-reinstall", "--no-deps", requirement]
+    clock = [sys.executable, str(ROOT / "scripts" / "with_clock.py")]
+    return subprocess.run([*clock, *pip], env={**os.environ, "CMAKE_ARGS": cmake_args}, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

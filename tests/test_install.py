@@ -1,0 +1,165 @@
+"""`make install`: which flags llama.cpp gets for a backend and a CPU, and when it is compiled again."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LLAMA = "llama-cpp-python[server]==1.0"
+
+
+@pytest.fixture(scope="module")
+def scripts() -> tuple[ModuleType, ModuleType]:
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        return importlib.import_module("compile_flags"), importlib.import_module("install_llama")
+    finally:
+        sys.path.remove(str(ROOT / "scripts"))
+
+
+@pytest.mark.parametrize(
+    ("backend", "cpu", "machine", "has", "lacks"),
+    [
+        ("cpu", "native", "x86_64", "-DGGML_NATIVE=ON", "-DGGML_AVX"),
+        ("cpu", "portable", "x86_64", "-DGGML_NATIVE=OFF -DGGML_SSE42=ON -DGGML_AVX=ON -DGGML_AVX2=ON", "AVX512=ON"),
+        ("cpu", "x86-64-v2", "AMD64", "-DGGML_SSE42=ON -DGGML_AVX=OFF", "AVX2=ON"),
+        ("cpu", "x86-64-v4", "x86_64", "-DGGML_F16C=ON -DGGML_AVX512=ON", "AVX2=OFF"),
+        ("cpu", "portable", "aarch64", "-DGGML_NATIVE=OFF", "AVX"),
+        ("cpu", "armv8.2-a+dotprod", "arm64", "-DGGML_CPU_ARM_ARCH=armv8.2-a+dotprod", "AVX"),
+        ("cuda", "portable", "x86_64", "-DGGML_CUDA=ON -DGGML_NATIVE=OFF", "VULKAN"),
+        ("openblas", "native", "x86_64", "-DGGML_BLAS=ON -DGGML_BLAS_VENDOR=OpenBLAS", "CUDA"),
+    ],
+)
+def test_flags(
+    scripts: tuple[ModuleType, ModuleType], backend: str, cpu: str, machine: str, has: str, lacks: str
+) -> None:
+    text = " ".join(scripts[0].flags(backend, cpu, machine))
+    assert has in text
+    assert lacks not in text
+
+
+@pytest.mark.parametrize(
+    ("backend", "cpu", "machine", "says"),
+    [
+        ("cudda", "native", "x86_64", "unknown BACKEND 'cudda'; there are cpu, cuda, vulkan, opencl, metal, openblas"),
+        (
+            "cpu",
+            "x86-64-v9",
+            "x86_64",
+            "unknown CPU_ARCH 'x86-64-v9' for x86_64; there are native, portable, x86-64-v2",
+        ),
+        ("cpu", "x86-64-v3", "aarch64", "unknown CPU_ARCH 'x86-64-v3' for aarch64"),
+    ],
+)
+def test_an_unknown_name_says_which_there_are(
+    scripts: tuple[ModuleType, ModuleType], backend: str, cpu: str, machine: str, says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        scripts[0].flags(backend, cpu, machine)
+
+
+@pytest.mark.parametrize(
+    ("installed", "backend", "cmake_args", "compiled"),
+    [
+        (None, "", "", None),
+        (None, "cuda", "", "cuda"),
+        (None, "", "-DX=1", "cpu -DX=1"),
+        ("cuda", "", "", None),
+        ("cuda", "cuda", "", None),
+        ("cuda", "vulkan", "", "vulkan"),
+        ("cuda", "cuda", "-DX=1", "cuda -DX=1"),
+        ("cuda -DX=1 -DY=2", "cuda", "-DX=1 -DY=2", None),
+        ("cuda -DX=1 -DY=2", "cuda", "", None),
+        ("cuda -DX=1", "cpu", "", "cpu"),
+    ],
+)
+def test_it_is_compiled_again_when_what_is_asked_for_changed(
+    scripts: tuple[ModuleType, ModuleType], installed: str | None, backend: str, cmake_args: str, compiled: str | None
+) -> None:
+    build = scripts[1].Build.read(f"{LLAMA} {installed}\n") if installed else None
+    found = scripts[1].wanted(LLAMA, build, backend, cmake_args)
+    assert (str(found) if found else None) == (f"{LLAMA} {compiled}" if compiled else None)
+
+
+def test_another_version_is_compiled_for_the_same_backend(scripts: tuple[ModuleType, ModuleType]) -> None:
+    old = scripts[1].Build.read("llama-cpp-python==0.9 vulkan -DX=1")
+    assert str(scripts[1].wanted(LLAMA, old, "", "")) == f"{LLAMA} vulkan -DX=1"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout whose .venv has a Python that runs our scripts, and only notes what pip is asked for."""
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    (tmp_path / "as_venv.py").write_text(
+        "import runpy, sys\n"
+        "sys.prefix, sys.executable = '.venv', '.venv/bin/python'\n"
+        "sys.path.insert(0, 'scripts')\n"
+        "runpy.run_path('scripts/install_llama.py', run_name='__main__')\n"
+    )
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in\n'
+        f"  *install_llama.py) exec {sys.executable} as_venv.py ;;\n"
+        '  *" install "*) echo "CMAKE_ARGS=$CMAKE_ARGS $*" >> pip.log; test ! -e broken ;;\n'
+        "esac\n"
+    )
+    python.chmod(0o755)
+    return tmp_path
+
+
+def install(checkout: Path, *arguments: str) -> tuple[int, str, str]:
+    """Run `make install` and return the exit code, what it printed, and what pip compiled."""
+    log = checkout / "pip.log"
+    log.unlink(missing_ok=True)
+    command = ["make", "install", f"PYTHON={sys.executable}", *arguments]
+    result = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    lines = log.read_text().splitlines() if log.exists() else []
+    return (
+        result.returncode,
+        result.stdout + result.stderr,
+        "\n".join(line for line in lines if "--force-reinstall" in line),
+    )
+
+
+def test_make_install_compiles_for_the_backend_once_and_keeps_to_it(checkout: Path) -> None:
+    assert install(checkout)[2] == ""
+    code, said, compiled = install(checkout, "BACKEND=openblas")
+    assert code == 0, said
+    assert "compiling llama.cpp for openblas" in said
+    assert compiled.startswith("CMAKE_ARGS=-DGGML_BLAS=ON -DGGML_BLAS_VENDOR=OpenBLAS -DGGML_NATIVE=ON ")
+    assert "--no-cache-dir --force-reinstall --no-deps llama-cpp-python" in compiled
+    assert install(checkout, "BACKEND=openblas")[2] == ""
+    assert install(checkout)[2] == ""
+    assert "-DGGML_VULKAN=ON" in install(checkout, "BACKEND=vulkan")[2]
+
+
+def test_make_install_keeps_the_flags_that_the_user_gives(checkout: Path) -> None:
+    compiled = install(checkout, "BACKEND=cuda", "CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES=89 -DX=1")[2]
+    assert compiled.startswith("CMAKE_ARGS=-DGGML_CUDA=ON -DGGML_NATIVE=ON -DCMAKE_CUDA_ARCHITECTURES=89 -DX=1 ")
+
+
+def test_make_install_of_an_unknown_backend_is_one_clear_line(checkout: Path) -> None:
+    code, said, compiled = install(checkout, "BACKEND=cudda")
+    assert code != 0
+    assert "unknown BACKEND 'cudda'; there are cpu, cuda, vulkan, opencl, metal, openblas" in said
+    assert compiled == ""
+
+
+def test_a_backend_that_does_not_compile_says_what_it_needs_and_is_tried_again(checkout: Path) -> None:
+    (checkout / "broken").touch()
+    code, said, _ = install(checkout, "BACKEND=vulkan")
+    assert code != 0
+    assert "vulkan needs on Debian and Ubuntu: apt install libvulkan-dev glslc" in said
+    (checkout / "broken").unlink()
+    assert "-DGGML_VULKAN=ON" in install(checkout, "BACKEND=vulkan")[2]
