@@ -152,7 +152,11 @@ def check_early_stop(image: Image) -> None:
         began = time.monotonic()
         os.kill(int(process_1(server).name), signal.SIGTERM)
         code = server.wait(STOP_TIMEOUT_S)
-        image.check("SIGTERM at the start ends it, too", code == 128 + signal.SIGTERM, f"{code} after {time.monotonic() - began:.1f} s")
+        image.check(
+            "SIGTERM at the start ends it, too",
+            code == 128 + signal.SIGTERM,
+            f"{code} after {time.monotonic() - began:.1f} s",
+        )
     finally:
         end(server)
 
