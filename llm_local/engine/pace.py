@@ -22,8 +22,8 @@ GUESS_FACTOR = 2.0
 """The same factor for steps with guesses, when several answers run."""
 
 TILE_WORTH = 1.3
-"""Without a target, a step may be as long as a quiet one to fill a tile of attention, if rows are read so many times as
-fast that way: deep in a long prompt it is more than twice."""
+"""Without a target, answers may wait as long as for a quiet step for a tile of attention, if rows are read so many
+times as fast that way: deep in a long prompt it is more than twice."""
 
 LEAST_PROMPT_ROWS = 8
 """Prompts get so many rows whatever the target, so that they are not starved."""
@@ -85,45 +85,62 @@ class Pace:
             position: where the prompts' next rows are, about.
             n_prompts: how many prompts are to be read.
         """
-        room = batch.room
         if answers.n == 0:
-            rows = self._most_rows(batch, position, QUIET_STEP_S, QUIET_STEP_S)
-            return room if rows is None else min(room, max(rows, QUIET_ROWS))
+            rows = self._quiet_rows(batch.n_max, position)
+            return batch.room if rows is None else min(batch.room, rows)
         if self._prefill_chunk is not None:
-            return min(room, self._prefill_chunk)
-        gap = self._gap_s(answers, n_prompts)
-        tile_gap = gap if self._target_gap_s is not None else max(gap, QUIET_STEP_S)
-        rows = self._most_rows(batch, position, gap, tile_gap)
+            return min(batch.room, self._prefill_chunk)
+        rows = self._few(self.costs.work(batch), position, self._gap_s(answers, n_prompts))
+        room = batch.room
+        if batch.n_rows < self.costs.tile:
+            room = min(room, self.costs.tile - 1 - batch.n_rows)
         return min(room, UNKNOWN_PROMPT_ROWS if rows is None else max(rows, LEAST_PROMPT_ROWS))
 
-    def _most_rows(self, batch: Rows, position: int, seconds: float, tile_seconds: float) -> int | None:
-        """Return the number of prompt rows that are read fastest in a step within the limit; None when it is not known.
+    def rows_apart(self, n_max: int, answers: Answers, *, position: int, n_prompts: int = 1) -> int:
+        """Return how many prompt rows, in whole tiles, are to have a step to themselves between two of the answers.
+
+        0 when prompts are read as fast in smaller pieces beside the answers. All rows of a tile go over the cells of
+        each of them, so that answers in it, whose cells lie everywhere, would slow it down.
 
         Args:
-            batch: what the step has besides.
-            position: where the rows are.
-            seconds: the limit.
-            tile_seconds: the limit of a step that fills one tile, or one more than the first limit allows.
+            n_max: most rows of a batch.
+            answers: that run.
+            position: where the prompts' next rows are, about.
+            n_prompts: how many prompts are to be read.
         """
         costs, tile = self.costs, self.costs.tile
-        work = costs.work_within(seconds)
-        if work is None:
-            return None
-        few = int((work - costs.work(batch)) / costs.row_work(position, outputs=0.0))
-        if not tile or batch.n_rows >= tile:
-            return few
-        few = max(min(few, tile - 1 - batch.n_rows), 0)
-        best, best_rate = few, few / self._seconds(costs.work(batch, n_more=few, position=position))
-        for n_rows in range(tile, batch.n_max + 1, tile):
-            n = n_rows - batch.n_rows
-            took = self._seconds(costs.work(batch, n_more=n, position=position))
-            if took > tile_seconds:
+        gap, answers_s = self._gap_s(answers, n_prompts), self._seconds(answers.work)
+        few = self._few(answers.work, position, gap)
+        if not tile or few is None or self._prefill_chunk is not None:
+            return 0
+        longest = gap if self._target_gap_s is not None else max(gap, QUIET_STEP_S)
+        few = max(min(few, tile - 1 - answers.n), LEAST_PROMPT_ROWS)
+        best = 0
+        best_rate = few / self._seconds(answers.work + few * costs.row_work(position, outputs=0.0))
+        for n in range(tile, n_max + 1, tile):
+            took = self._seconds(costs.prompt_work(n, position)) + answers_s
+            if took > longest:
                 break
-            if n / took > best_rate * (1.0 if took <= seconds else TILE_WORTH):
+            if n / took > best_rate * (1.0 if took <= gap else TILE_WORTH):
                 best, best_rate = n, n / took
-            if took > seconds:
+            if took > gap:
                 break
         return best
+
+    def _quiet_rows(self, n_max: int, position: int) -> int | None:
+        """Return the prompt rows of a step in which nobody answers; None when step times are not known."""
+        rows = self._few(0.0, position, QUIET_STEP_S)
+        if rows is None or not self.costs.tile:
+            return None if rows is None else max(rows, QUIET_ROWS)
+        n = QUIET_ROWS
+        while n < n_max and self._seconds(self.costs.prompt_work(n + self.costs.tile, position)) <= QUIET_STEP_S:
+            n += self.costs.tile
+        return n
+
+    def _few(self, work: float, position: int, seconds: float) -> int | None:
+        """Return how many rows at `position` may join so much work within the time; None when that is not known."""
+        within = self.costs.work_within(seconds)
+        return None if within is None else int((within - work) / self.costs.row_work(position, outputs=0.0))
 
     def worthwhile_guesses(self, expected: list[float], row_work: float, work: float, answers: Answers) -> int:
         """Return how many guessed tokens are worth their rows, often none.

@@ -68,6 +68,7 @@ class Scheduler:
         self.waits_for_disk = False
         self._batch = Batch(backend.n_batch, backend.row_costs.tile)
         self._answers = Answers(0, 0.0)
+        self._prompts_turn = False
         self._max_running = max_running
         self._pace = pace
         self._answer_reserve = answer_reserve
@@ -95,8 +96,7 @@ class Scheduler:
         # With nothing running, everybody else could start.
         self.waits_for_disk = bool(self.waiting) and not self.running
         self._grow()
-        self._add_decodes()
-        self._add_prompts()
+        self._fill()
         if self.running and not self._batch:
             raise RuntimeError("sequences run, but none of them can be computed")
         self.cache.make_room(self._batch.n_rows)
@@ -229,23 +229,46 @@ class Scheduler:
             if sequence.slot != NO_SLOT:
                 self._has_cells(sequence)
 
-    def _add_decodes(self) -> None:
+    def _fill(self) -> None:
+        """Add rows: those of answers, and beside them or in turn with them those of prompts."""
+        few = self._nearly_caught_up()
+        caught_up = set(few)
+        prompts = [sequence for sequence in self.running if sequence not in caught_up]
+        row_work = self._pace.costs.row_work
+        self._answers = Answers(len(few), sum(s.pending * row_work(s.computed, outputs=1 / s.pending) for s in few))
+        reading = {"position": _mean_position(prompts), "n_prompts": len(prompts)}
+        n_apart = 0
+        if few and prompts:
+            n_apart = self._pace.rows_apart(self._batch.n_max, self._answers, **reading)
+        self._prompts_turn = n_apart > 0 and not self._prompts_turn
+        if not self._prompts_turn:
+            self._add_decodes(few)
+        if prompts and (self._prompts_turn or not n_apart):
+            n = n_apart or self._pace.prompt_rows(self._batch, self._answers, **reading)
+            self._add_prompts(prompts, n, whole=n >= self._pace.costs.tile > 0)
+
+    def _nearly_caught_up(self) -> list[Sequence]:
+        """Return the sequences that are only a few tokens behind."""
         # One row is kept for each of those that come after.
-        batch, room = self._batch, self._batch.room - len(self.running)
+        room = self._batch.room - len(self.running)
         few: list[Sequence] = []
         for sequence in self.running:
             n = sequence.pending
             if n == 1 or (n <= min(FEW, room + 1) and not sequence.wants_prompt_logits):
-                sequence.n_guessed = 0
                 few.append(sequence)
                 room -= n - 1
-        room = min(room, self._prompt_outputs)
-        row_work = self._pace.costs.row_work
-        self._answers = Answers(len(few), sum(s.pending * row_work(s.computed, outputs=1 / s.pending) for s in few))
+        return few
+
+    def _add_decodes(self, few: list[Sequence]) -> None:
+        """Add all pending rows of these sequences, and guesses behind them."""
+        for sequence in few:
+            sequence.n_guessed = 0
+        n_pending = sum(sequence.pending for sequence in few)
+        room = min(self._batch.room - len(self.running) - n_pending + len(few), self._prompt_outputs)
         if self._can_share:
             self._guess([sequence for sequence in few if sequence.n_generated], room)
         for sequence in few:
-            batch.add(sequence, sequence.pending + sequence.n_guessed)
+            self._batch.add(sequence, sequence.pending + sequence.n_guessed)
 
     def _guess(self, answers: list[Sequence], room: int) -> None:
         """Let answers guess as many tokens as are worth their rows, within the cells that they were promised."""
@@ -276,23 +299,21 @@ class Scheduler:
                 return False
         return True
 
-    def _add_prompts(self) -> None:
+    def _add_prompts(self, prompts: list[Sequence], room: int, *, whole: bool) -> None:
+        """Add `room` rows of prompts: `whole` tiles as they are, fewer in even parts."""
         batch = self._batch
-        caught_up = {part.sequence for part in batch.parts}
-        prompts = [sequence for sequence in self.running if sequence not in caught_up]
-        if not prompts:
-            return
-        outputs = self._prompt_outputs - sum(sequence.n_guessed for sequence in caught_up)
-        position = sum(sequence.computed for sequence in prompts) // len(prompts)
-        room = self._pace.prompt_rows(batch, self._answers, position=position, n_prompts=len(prompts))
-        whole_tiles = 0 < self._pace.costs.tile <= batch.n_rows + room
+        outputs = self._prompt_outputs - sum(part.sequence.n_guessed for part in batch.parts)
         for sequence, share in _shares(prompts, room):
-            n = share if whole_tiles else _even_part(sequence.pending, share, batch.n_rows)
+            n = share if whole else _even_part(sequence.pending, share, batch.n_rows)
             if sequence.wants_prompt_logits:
                 n = min(n, outputs)
                 outputs -= n
             if n > 0:
                 batch.add(sequence, n)
+
+
+def _mean_position(sequences: list[Sequence]) -> int:
+    return sum(sequence.computed for sequence in sequences) // max(len(sequences), 1)
 
 
 def _shares(prompts: list[Sequence], room: int) -> list[tuple[Sequence, int]]:

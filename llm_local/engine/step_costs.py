@@ -65,14 +65,17 @@ class StepCosts:
         """Rows from which on attention is computed by the tile; 0 when it never is."""
         return self._costs.tile
 
-    def work(self, rows: Rows, *, n_more: int = 0, position: int = 0) -> float:
-        """Return the work of a batch and of `n_more` rows of a prompt from `position` on."""
-        n_rows, seen, in_tiles = rows.n_rows + n_more, rows.n_seen, rows.n_seen_in_tiles
-        if n_more:
-            seen += cells_seen(n_more, position)
-            in_tiles += cells_seen_in_tiles(n_more, position, self.tile)
-        tiled = self._is_tiled(n_rows)
-        return n_rows + self._costs.output * rows.n_outputs + self._cell[tiled] * (in_tiles if tiled else seen)
+    def work(self, rows: Rows) -> float:
+        """Return the work of a batch."""
+        tiled = self._is_tiled(rows.n_rows)
+        seen = rows.n_seen_in_tiles if tiled else rows.n_seen
+        return rows.n_rows + self._costs.output * rows.n_outputs + self._cell[tiled] * seen
+
+    def prompt_work(self, n: int, position: int) -> float:
+        """Return the work of a batch of `n` rows of one prompt, from `position` on."""
+        tiled = self._is_tiled(n)
+        seen = cells_seen_in_tiles(n, position, self.tile) if tiled else cells_seen(n, position)
+        return n + self._cell[tiled] * seen
 
     def row_work(self, position: int, *, outputs: float = 1.0) -> float:
         """Return the work of one more row at `position` in a batch of few, which has logits or a share of them."""

@@ -13,9 +13,9 @@ from llm_local.llama.model import LlamaModel
 CPU_TILE = 64
 """GGML_FA_TILE_Q of ggml-cpu: from so many rows on attention over f16 cells is computed by the tile."""
 
-CPU_CELL, CPU_TILED_CELL = 6.8, 2.3
-"""How many times as long as one of the weights' an operation of attention takes. Measured on an AMD EPYC with
-Qwen2.5-0.5B Q4_K_M at 1,024 to 4,096 cells; see docs/performance.md."""
+CPU_CELL, CPU_TILED_CELL = 9.0, 3.3
+"""How many times as long as one of the weights' an operation of attention takes. Measured on two cores of an AMD EPYC
+with Qwen2.5-0.5B Q4_K_M at 1,000 to 4,000 cells (by one thread alone 6.8 and 2.3); see docs/performance.md."""
 
 
 def row_costs(model: LlamaModel, *, kv_type: str, flash_attention: str) -> RowCosts:

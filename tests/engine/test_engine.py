@@ -89,6 +89,8 @@ def test_an_answer_is_the_same_alone_batched_chunked_warm_shared_guessed_and_pre
     choose = random.Random(seed)
     monkeypatch.setattr(Pace, "worthwhile_guesses", lambda self, expected, *_: choose.randint(0, len(expected)))
     monkeypatch.setattr(Drafts, "_worthwhile", lambda self, n, rows, answers, most: choose.randint(0, max(most, 0)))
+    if choose.random() < 0.5:
+        monkeypatch.setattr(Pace, "rows_apart", lambda self, n_max, *_, **__: choose.choice([0, 0, 3, n_max]))
     monkeypatch.setattr(disk_cache, "WORTH_STORING", 20)
     few = choose.choice([1, 32])
     monkeypatch.setattr(disk_cache, "WORTH_READING", few)

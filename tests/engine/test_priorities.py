@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from llm_local.engine import scheduler
+from llm_local.engine.pace import Pace
 from llm_local.engine.types import SamplingParams
 from tests.engine.test_engine import collect, request, running, sampled
 from tests.fakes import FakeBackend, expected_tokens
@@ -147,3 +148,22 @@ def test_prompt_rows_go_half_to_the_oldest_and_half_to_the_most_urgent_and_short
     sequences: list[Any] = [Prompt(pending, SimpleNamespace(priority=priority)) for pending, priority in prompts]
     got = dict(scheduler._shares(sequences, room))
     assert [got[sequence] for sequence in sequences] == shares
+
+
+def test_steps_of_a_prompt_alone_take_turns_with_those_of_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pace, "rows_apart", lambda self, n_max, *_, **__: 8)
+
+    async def scenario() -> None:
+        backend = FakeBackend(n_ctx=400, n_batch=64)
+        async with running(backend, window=200) as engine:
+            params = SamplingParams(temperature=0.0, ignore_eos=True)
+            answering = engine.submit([request((1, 2, 3), 60, params)])
+            await anext(answering)
+            began = len(backend.batches)
+            await collect(engine.submit([request(tuple(range(5, 105)), 1, params)]))
+            rows = [sum(n for _, n in batch) for batch in backend.batches[began:]]
+            first = rows.index(8)
+            assert rows[first : first + 20] == [8, 1] * 10
+            answering.close()
+
+    asyncio.run(scenario())

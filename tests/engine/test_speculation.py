@@ -169,7 +169,8 @@ def test_work_counts_logits_and_the_cells_that_rows_attend_to() -> None:
     assert costs.work(batch((64, 4096))) == pytest.approx(64 + 0.25 + 64 * 4128 * 0.00028, rel=0.01)
     beside = costs.work(batch((1, 1000), (63, 4096)))
     assert beside == pytest.approx(64 + 0.5 + 64 * (1000 + 4128) * 0.00028, rel=0.01), "the tile sees the cells of both"
-    assert costs.work(batch((1, 500)), n_more=20, position=100) == costs.work(batch((1, 500), (20, 100))) - 0.25
+    assert costs.prompt_work(64, 4096) == costs.work(batch((64, 4096))) - 0.25
+    assert costs.prompt_work(20, 100) == costs.work(batch((20, 100))) - 0.25
 
 
 def test_a_step_deep_in_a_prompt_says_nothing_wrong_about_the_next_one_among_short_answers() -> None:
@@ -185,15 +186,23 @@ def test_a_step_deep_in_a_prompt_says_nothing_wrong_about_the_next_one_among_sho
     assert costs.row_work(4000) <= 1.25 + 4 * 0.0008 * 4000, "not beyond reason"
 
 
-def test_deep_in_a_prompt_whole_tiles_are_read_although_they_take_longer_than_few_rows() -> None:
+def rows_apart(asked: Pace, n_answers: int, *, position: int, n_prompts: int = 1, context: int = 100) -> int:
+    answers = Answers(n_answers, n_answers * asked.costs.row_work(context))
+    return asked.rows_apart(512, answers, position=position, n_prompts=n_prompts)
+
+
+def test_deep_in_a_prompt_whole_tiles_are_read_between_the_steps_of_answers() -> None:
     asked = Pace(known_costs(0.03, 0.004, ATTENTION))
-    assert prompt_rows(asked, 3) < 64, "where it is hardly faster, answers keep their pace"
-    assert prompt_rows(asked, 3, position=4000) == 61
+    assert rows_apart(asked, 3, position=0) == 0, "where it is hardly faster, answers keep their pace"
+    assert rows_apart(asked, 3, position=4000) == 64
+    assert rows_apart(asked, 1, position=0, n_prompts=8) >= 128, "more wait than read"
     obeyed = Pace(known_costs(0.03, 0.004, ATTENTION), target_gap_s=0.2)
+    assert rows_apart(obeyed, 3, position=4000) == 0
     assert prompt_rows(obeyed, 3, position=4000) < 12, "not beyond a target"
-    crowd = Pace(known_costs(0.03, 0.004, ATTENTION))
-    assert prompt_rows(crowd, 1, position=0, n_prompts=8) % 64 == 63
-    assert prompt_rows(crowd, 0, position=4000) % 64 == 0
+    assert prompt_rows(Pace(known_costs(0.03, 0.0001, ATTENTION)), 3) == 60, "beside answers less than a tile"
+    assert prompt_rows(asked, 0, position=4000) % 64 == 0
+    assert rows_apart(Pace(known_costs(0.03, 0.004)), 3, position=4000) == 0, "without tiles"
+    assert rows_apart(Pace(known_costs(0.03, 0.004, ATTENTION), prefill_chunk=9), 3, position=4000) == 0
 
 
 def test_guesses_are_taken_as_far_as_they_pay() -> None:
