@@ -12,11 +12,12 @@ from typing import Protocol
 
 from llm_local.engine.step_time import StepTime
 
-SMALL = 0.25
-"""Share of the rest of the work up to which attention does not stop a decode from telling what rows cost."""
+WEIGHT, MOST_STEP, MOST_WRONG = 0.3, 1.25, 2.0
+"""Of a decode that is attention alone in what a cell costs; by what factor that may change at once, and in all."""
 
-WEIGHT, MOST_STEP, MOST_WRONG = 0.2, 1.25, 4.0
-"""Of the newest decode in what a cell costs; by what factor that may change at once, and in all."""
+FORGET = 0.01
+"""Part of what was learnt of cells in batches of the other kind (with tiles or without) that a decode lets go: what is
+not seen any more, perhaps because it seemed too dear, may have changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +91,20 @@ class StepCosts:
         return self.step_time.work_within(seconds)
 
     def note(self, rows: Rows, seconds: float) -> None:
-        """Take in how long a decode took: what it says about rows, or else about cells."""
-        work = self.work(rows)
+        """Take in how long a decode took: the more of it is attention, the more it says of cells, the less of rows."""
         tiled = self._is_tiled(rows.n_rows)
-        seen = rows.n_seen_in_tiles if tiled else rows.n_seen
-        cell = self._cell[tiled]
-        base = work - cell * seen
-        if cell * seen <= SMALL * base:
-            self.step_time.note(work, seconds)
-            return
+        cell, seen = self._cell[tiled], rows.n_seen_in_tiles if tiled else rows.n_seen
+        work = self.work(rows)
+        attention = cell * seen / work
         worked = self.step_time.work_within(seconds)
-        if worked is not None:
-            found = min(max((worked - base) / seen, cell / MOST_STEP), cell * MOST_STEP)
+        self.step_time.note(work, seconds, trust=1.0 - attention)
+        if worked is not None and cell > 0.0:
+            found = (worked - work * (1.0 - attention)) / seen
+            found = min(max(found, cell / MOST_STEP), cell * MOST_STEP)
             first = self._first_cell[tiled]
-            self._cell[tiled] = min(max(cell + WEIGHT * (found - cell), first / MOST_WRONG), first * MOST_WRONG)
+            learnt = cell + WEIGHT * attention * (found - cell)
+            self._cell[tiled] = min(max(learnt, first / MOST_WRONG), first * MOST_WRONG)
+        self._cell[not tiled] += FORGET * (self._first_cell[not tiled] - self._cell[not tiled])
 
     def _is_tiled(self, n_rows: int) -> bool:
         return 0 < self.tile <= n_rows

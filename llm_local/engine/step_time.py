@@ -36,13 +36,13 @@ class StepTime:
         self._works: list[float] = []
         self._seconds: list[float] = []
 
-    def note(self, work: float, seconds: float) -> None:
-        """Take in how long a decode took."""
+    def note(self, work: float, seconds: float, trust: float = 1.0) -> None:
+        """Take in how long a decode took; `trust` (0 to 1) scales its weight."""
         at = min(bisect_left(EDGES, work), len(EDGES) - 1)
         if at in self._means:
             mean_work, mean = self._means[at]
             seconds = min(seconds, OUTLIER * mean)
-            weight = WEIGHT_LONGER if seconds > mean else WEIGHT_SHORTER
+            weight = trust * (WEIGHT_LONGER if seconds > mean else WEIGHT_SHORTER)
             self._means[at] = mean_work + weight * (work - mean_work), mean + weight * (seconds - mean)
         else:
             self._means[at] = work, seconds
