@@ -103,7 +103,7 @@ class Pace:
         each of them, so that answers in it, whose cells lie everywhere, would slow it down.
 
         Args:
-            n_max: most rows of a batch.
+            n_max: most rows of a batch, and not more than are to be read.
             answers: that run.
             position: where the prompts' next rows are, about.
             n_prompts: how many prompts are to be read.

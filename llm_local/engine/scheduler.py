@@ -239,7 +239,8 @@ class Scheduler:
         reading = {"position": _mean_position(prompts), "n_prompts": len(prompts)}
         n_apart = 0
         if few and prompts:
-            n_apart = self._pace.rows_apart(self._batch.n_max, self._answers, **reading)
+            n_max = min(self._batch.n_max, sum(sequence.pending for sequence in prompts))
+            n_apart = self._pace.rows_apart(n_max, self._answers, **reading)
         self._prompts_turn = n_apart > 0 and not self._prompts_turn
         if not self._prompts_turn:
             self._add_decodes(few)
