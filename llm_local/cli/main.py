@@ -56,6 +56,10 @@ def main(arguments: SequenceOf[str] | None = None) -> int:
         return EXIT_STARTUP
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has enough (`| head`). Nothing of it is left to be written at exit, either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 def _settings(options: argparse.Namespace) -> config.Loaded:
