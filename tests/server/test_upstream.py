@@ -152,6 +152,8 @@ def test_a_client_that_leaves_ends_the_request_at_the_upstream(stream: bool) -> 
         served.wait_idle(2)
         assert len(served.backend.batches) < 300
         wait_until(lambda: runtime.upstream.n_open == 0)
+        left = 'llm_local_cancelled_requests_total{reason="client_left"} 1.0'
+        wait_until(lambda: left in http.get("/metrics").text)
 
 
 def test_events_come_as_they_are_made() -> None:
