@@ -2,7 +2,8 @@
 
 There is no prefill phase and no decode phase: each sequence's `computed` catches up with its `length`. A batch has
 the rows of every sequence that is only a few tokens behind (the one that was sampled and those that a constraint
-forced after it), and the rest of its room goes to prompts, oldest first.
+forced after it), and the rest of its room goes to prompts, half of it to the oldest; or, where whole tiles of attention
+are much faster, prompts have every second batch to themselves.
 """
 
 from __future__ import annotations

@@ -167,3 +167,49 @@ def test_steps_of_a_prompt_alone_take_turns_with_those_of_answers(monkeypatch: p
             answering.close()
 
     asyncio.run(scenario())
+
+
+def test_a_prompt_that_fills_no_tile_is_not_read_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    most: list[int] = []
+    monkeypatch.setattr(Pace, "rows_apart", lambda self, n_max, *_, **__: most.append(n_max) or 0)
+
+    async def scenario() -> None:
+        async with running(FakeBackend(n_ctx=400, n_batch=64), window=200) as engine:
+            answering = engine.submit([request((1, 2, 3), 60, ENDLESS)])
+            await anext(answering)
+            await collect(engine.submit([request(tuple(range(5, 45)), 1, ENDLESS)]))
+            answering.close()
+
+    asyncio.run(scenario())
+    assert most
+    assert max(most) == 40, "not more than is to be read, whatever fits a batch"
+
+
+class SideJob:
+    """Other work, which looks whether tokens wait for it."""
+
+    pending = False
+
+    def __init__(self) -> None:
+        self.waiting: list[int] = []
+        self.engine: Any = None
+
+    def step(self) -> None:
+        self.waiting.append(len(self.engine._outbox))
+
+    def close(self, error: Exception) -> None:
+        pass
+
+
+def test_tokens_do_not_wait_for_other_work_of_the_thread() -> None:
+    async def scenario() -> None:
+        job = SideJob()
+        async with running(FakeBackend(), side_job=job) as engine:
+            job.engine = engine
+            job.pending = True
+            await collect(engine.submit([request((1, 2, 3), 20, ENDLESS)]))
+            job.pending = False
+            assert len(job.waiting) >= 10
+            assert not any(job.waiting)
+
+    asyncio.run(scenario())
