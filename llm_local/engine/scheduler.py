@@ -1,9 +1,7 @@
 """Decides which tokens are computed next. Engine thread.
 
-There is no prefill phase and no decode phase: each sequence's `computed` catches up with its `length`. A batch has
-the rows of every sequence that is only a few tokens behind (the one that was sampled and those that a constraint
-forced after it), and the rest of its room goes to prompts, half of it to the oldest; or, where whole tiles of attention
-are much faster, prompts have every second batch to themselves.
+There is no prefill phase and no decode phase: each sequence's `computed` catches up with its `length`. Here is who
+runs, who waits and who steps back; `filling.py` says which rows of those that run are in a batch.
 """
 
 from __future__ import annotations
@@ -14,21 +12,15 @@ from bisect import insort
 from llm_local.engine.backend import Backend
 from llm_local.engine.batch import Batch
 from llm_local.engine.drafts import Drafter, Drafts
+from llm_local.engine.filling import Filling
 from llm_local.engine.host_cache import HostCache
-from llm_local.engine.pace import MOST_GUESSED, Answers, Pace
+from llm_local.engine.pace import Pace
 from llm_local.engine.prefix_cache import PrefixCache
 from llm_local.engine.radix_tree import common_prefix
 from llm_local.engine.sequence import NO_SLOT, Sequence
 
 WAIT_FOR_PREFIX = 32
 """Waiting for another sequence to compute a common prefix must save this many tokens, or half of the rest."""
-
-
-FEW = 12
-"""A sequence so many tokens behind catches up at once; more are read in parts, like a prompt."""
-
-ROW_GROUP = 4
-"""Rows that the CPU's matrix kernels compute together: of 4, 5 and 8 rows, 5 cost nearly as much as 8."""
 
 PRIORITY_WORTH_S = 10.0
 """Seconds of waiting that one level of priority outweighs, so that nobody waits for ever behind more urgent ones."""
@@ -68,14 +60,13 @@ class Scheduler:
         self.drafts: Drafts | None = None if drafter is None else Drafts(drafter, pace)
         self.waits_for_disk = False
         self._batch = Batch(backend.n_batch, backend.row_costs.tile)
-        self._answers = Answers(0, 0.0)
-        self._prompts_turn = False
         self._max_running = max_running
-        self._pace = pace
         self._answer_reserve = answer_reserve
         self._can_share = backend.can_share
         # Every running sequence may end its prompt in the same batch, and then has one output each.
-        self._prompt_outputs = backend.n_outputs - max_running
+        n_prompt_outputs = backend.n_outputs - max_running
+        promised = self._promised if backend.can_share else None
+        self._filling = Filling(pace, n_prompt_outputs, self.drafts, promised)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence behind those that are as urgent."""
@@ -97,7 +88,7 @@ class Scheduler:
         # With nothing running, everybody else could start.
         self.waits_for_disk = bool(self.waiting) and not self.running
         self._grow()
-        self._fill()
+        self._filling.fill(self._batch, self.running)
         if self.running and not self._batch:
             raise RuntimeError("sequences run, but none of them can be computed")
         self.cache.make_room(self._batch.n_rows)
@@ -230,62 +221,6 @@ class Scheduler:
             if sequence.slot != NO_SLOT:
                 self._has_cells(sequence)
 
-    def _fill(self) -> None:
-        """Add rows: those of answers, and beside them or in turn with them those of prompts."""
-        few = self._nearly_caught_up()
-        caught_up = set(few)
-        prompts = [sequence for sequence in self.running if sequence not in caught_up]
-        row_work = self._pace.costs.row_work
-        self._answers = Answers(len(few), sum(s.pending * row_work(s.computed, outputs=1 / s.pending) for s in few))
-        reading = {"position": _mean_position(prompts), "n_prompts": len(prompts)}
-        n_apart = 0
-        if few and prompts:
-            n_max = min(self._batch.n_max, sum(sequence.pending for sequence in prompts))
-            n_apart = self._pace.rows_apart(n_max, self._answers, **reading)
-        self._prompts_turn = n_apart > 0 and not self._prompts_turn
-        if not self._prompts_turn:
-            self._add_decodes(few)
-        if prompts and (self._prompts_turn or not n_apart):
-            n = n_apart or self._pace.prompt_rows(self._batch, self._answers, **reading)
-            self._add_prompts(prompts, n, whole=n >= self._pace.costs.tile > 0)
-
-    def _nearly_caught_up(self) -> list[Sequence]:
-        """Return the sequences that are only a few tokens behind."""
-        # One row is kept for each of those that come after.
-        room = self._batch.room - len(self.running)
-        few: list[Sequence] = []
-        for sequence in self.running:
-            n = sequence.pending
-            if n == 1 or (n <= min(FEW, room + 1) and not sequence.wants_prompt_logits):
-                few.append(sequence)
-                room -= n - 1
-        return few
-
-    def _add_decodes(self, few: list[Sequence]) -> None:
-        """Add all pending rows of these sequences, and guesses behind them."""
-        for sequence in few:
-            sequence.n_guessed = 0
-        n_pending = sum(sequence.pending for sequence in few)
-        room = min(self._batch.room - len(self.running) - n_pending + len(few), self._prompt_outputs)
-        if self._can_share:
-            self._guess([sequence for sequence in few if sequence.n_generated], room)
-        for sequence in few:
-            self._batch.add(sequence, sequence.pending + sequence.n_guessed)
-
-    def _guess(self, answers: list[Sequence], room: int) -> None:
-        """Let answers guess as many tokens as are worth their rows, within the cells that they were promised."""
-        undecided, pace, work = [], self._pace, self._answers.work
-        for sequence in answers:
-            most, row_work = min(MOST_GUESSED, room, self._promised(sequence)), pace.costs.row_work(sequence.computed)
-            n = pace.worthwhile_guesses(sequence.guessable(most), row_work, work, self._answers)
-            sequence.guess(n)
-            room, work = room - n, work + n * row_work
-            if n == 0 and sequence.request.speculate:
-                undecided.append(sequence)
-        if self.drafts is not None and undecided:
-            most = min(room // len(undecided), *(self._promised(sequence) for sequence in undecided))
-            self.drafts.guess(undecided, work, self._answers, most)
-
     def _promised(self, sequence: Sequence) -> int:
         """Return how many cells are promised to a sequence beyond its tokens."""
         return self.cache.slots[sequence.slot].reserved - sequence.length
@@ -300,52 +235,6 @@ class Scheduler:
             if self.preempt_youngest() is sequence:
                 return False
         return True
-
-    def _add_prompts(self, prompts: list[Sequence], room: int, *, whole: bool) -> None:
-        """Add `room` rows of prompts: `whole` tiles as they are, fewer in even parts."""
-        batch = self._batch
-        outputs = self._prompt_outputs - sum(part.sequence.n_guessed for part in batch.parts)
-        for sequence, share in _shares(prompts, room):
-            n = share if whole else _even_part(sequence.pending, share, batch.n_rows)
-            if sequence.wants_prompt_logits:
-                n = min(n, outputs)
-                outputs -= n
-            if n > 0:
-                batch.add(sequence, n)
-
-
-def _mean_position(sequences: list[Sequence]) -> int:
-    return sum(sequence.computed for sequence in sequences) // max(len(sequences), 1)
-
-
-def _shares(prompts: list[Sequence], room: int) -> list[tuple[Sequence, int]]:
-    """Share the rows out: half of them to the oldest prompt, so that it is not starved, the rest to the shortest.
-
-    So a short prompt does not wait for a long one before it. More urgent ones come before shorter ones.
-    """
-    oldest, others = prompts[0], prompts[1:]
-    others.sort(key=lambda sequence: (sequence.request.priority, sequence.pending))
-    alone = not others or others[0].request.priority > oldest.request.priority
-    shares = {oldest: min(oldest.pending, room if alone else room - room // 2)}
-    left = room - shares[oldest]
-    for sequence in [*others, oldest]:
-        share = shares.get(sequence, 0)
-        n = min(sequence.pending - share, left)
-        shares[sequence] = share + n
-        left -= n
-    return list(shares.items())
-
-
-def _even_part(n: int, room: int, n_rows: int) -> int:
-    """Return the first of the fewest parts of `n` that fit `room`, all about the same size.
-
-    A step costs by the row: 40 tokens in a room of 32 are read as 20 + 20, which is the same work in shorter steps.
-    On a CPU it costs by the group of rows, so that a part is rounded up to what fills the last one.
-    """
-    if n <= room or room <= 0:
-        return min(n, max(room, 0))
-    part = -(-n // -(-n // room))
-    return min(part + -(part + n_rows) % ROW_GROUP, room)
 
 
 def _order(sequence: Sequence) -> tuple[float, int]:

@@ -171,7 +171,7 @@ def test_the_constrained_traffic_forces_refuses_and_preempts() -> None:
             assert all(end.usage.forced_tokens > 20 for end in ends)
             assert all(end.usage.constraint_ms > 0 for end in ends)
             assert engine.stats.refused_tokens > 10
-            assert engine._scheduler.n_preempted > 0
+            assert engine._thread.scheduler.n_preempted > 0
 
     asyncio.run(scenario())
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm_local.engine import disk_cache, disk_file, disk_worker
-from llm_local.engine import engine as engine_module
+from llm_local.engine import disk_cache, disk_file, disk_worker, engine_thread
 from llm_local.engine.disk_cache import DiskCache
 from llm_local.engine.disk_worker import Report
 from llm_local.engine.engine import Engine
@@ -35,7 +34,7 @@ def a_model_that_computes_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fake computes faster than any disk reads, and its sequences are short."""
     monkeypatch.setattr(disk_cache, "WORTH_STORING", 40)
     monkeypatch.setattr(disk_cache, "READ_AGAIN_S", 0.0)
-    monkeypatch.setattr(engine_module, "PROMPT_ROWS", 10**9)
+    monkeypatch.setattr(engine_thread, "PROMPT_ROWS", 10**9)
 
 
 def prompt_of(n: int, length: int = 80) -> tuple[int, ...]:
@@ -149,8 +148,8 @@ def test_the_engine_thread_sleeps_while_all_wait_for_the_disk(tmp_path: Path, mo
     async def scenario() -> None:
         async with running(FakeBackend(n_ctx=512), host=HostCache(10**5, disk)) as engine:
             looks = []
-            drain = engine._drain_inbox
-            engine._drain_inbox = lambda: (looks.append(1), drain())[1]  # type: ignore[method-assign]
+            drain = engine._thread._drain_inbox
+            engine._thread._drain_inbox = lambda: (looks.append(1), drain())[1]  # type: ignore[method-assign]
             await collect(engine.submit([request((*prompt, 1), 1)]))
             assert len(looks) < 40
 
@@ -417,13 +416,13 @@ def test_warm_prefixes_are_on_the_disk_at_once_and_resident_whatever_comes(tmp_p
             assert not disk.wants(array(prompt_of(1)))
             for n in range(2, 12):
                 await collect(engine.submit([request(prompt_of(n, length=90), 1)]))
-            assert engine._scheduler.cache.match(array(prompt_of(1)))[1] == 80
+            assert engine._thread.scheduler.cache.match(array(prompt_of(1)))[1] == 80
 
     asyncio.run(scenario())
 
 
 async def engine_is_idle(engine: Engine) -> None:
-    while engine._scheduler.running or engine._scheduler.waiting:
+    while engine._thread.scheduler.running or engine._thread.scheduler.waiting:
         await asyncio.sleep(0.001)
 
 
@@ -452,7 +451,7 @@ def test_cached_tokens_are_exactly_those_that_were_not_computed_whatever_tier_th
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choose = np.random.default_rng(seed)
-    monkeypatch.setattr(engine_module, "WAIT_FOR_DISK_S", 0.001)
+    monkeypatch.setattr(engine_thread, "WAIT_FOR_DISK_S", 0.001)
     disk = DiskCache.open(tmp_path, KEY, 4000)
 
     async def scenario() -> None:
@@ -472,7 +471,7 @@ def test_cached_tokens_are_exactly_those_that_were_not_computed_whatever_tier_th
                 assert backend.rows_computed - before == rows
                 while disk._writing:
                     await asyncio.sleep(0.001)
-            assert engine._scheduler.cache.n_restored > 0
+            assert engine._thread.scheduler.cache.n_restored > 0
             assert disk.n_read > 0
             check_accounting(engine, backend)
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm_local.engine import disk_cache, prefix_cache
-from llm_local.engine import engine as engine_module
+from llm_local.engine import disk_cache, engine_thread, prefix_cache
 from llm_local.engine.disk_cache import DiskCache
 from llm_local.engine.drafts import Drafts
 from llm_local.engine.engine import Engine
@@ -82,7 +81,7 @@ def check_accounting(engine: Engine, backend: FakeBackend) -> None:
 
 
 def _check_accounting(engine: Engine, backend: FakeBackend) -> None:
-    cache = engine._scheduler.cache
+    cache = engine._thread.scheduler.cache
     assert cache.n_cells - cache.n_free == backend.n_used
     for slot in cache.slots:
         assert list(slot.tokens[: slot.length]) == backend.tokens[slot.id]
@@ -109,7 +108,7 @@ def test_an_answer_is_the_same_alone_batched_chunked_warm_shared_guessed_and_pre
     monkeypatch.setattr(prefix_cache, "WORTH_PARKING", few)
     if choose.random() < 0.8:
         # The fake computes faster than any disk reads: unmeasured, reading pays.
-        monkeypatch.setattr(engine_module, "PROMPT_ROWS", 10**9)
+        monkeypatch.setattr(engine_thread, "PROMPT_ROWS", 10**9)
     has_disk = seed % 3 != 0
     disk_bytes = choose.choice([1500, 100_000])
     prefixes = [tuple(choose.choices(range(256), k=choose.randint(1, 60))) for _ in range(3)]
@@ -193,7 +192,7 @@ def test_small_caches_do_preempt() -> None:
             answers = await asyncio.gather(*[sampled(stream) for stream in streams])
             for n, answer in enumerate(answers):
                 assert answer == expected_tokens((n,) * 10, params, 60)
-            assert engine._scheduler.n_preempted > 0
+            assert engine._thread.scheduler.n_preempted > 0
 
     asyncio.run(scenario())
 
@@ -520,7 +519,7 @@ def test_a_hot_prefix_stays_resident() -> None:
             system = tuple(range(60))
             for n in range(12):
                 await collect(engine.submit([request((*system, 200 + n), 3, SamplingParams(ignore_eos=True))]))
-            assert engine._scheduler.cache.n_restored == 0
+            assert engine._thread.scheduler.cache.n_restored == 0
             assert backend.rows_computed == 60 + 12 * 3
 
     asyncio.run(scenario())
@@ -576,7 +575,7 @@ def test_what_is_resident_behind_a_long_prompt_that_is_gone_is_moved_to_the_fron
         async with running(backend, host=HostCache(100_000), park_after=1, window=1500) as engine:
             system, long = tuple(range(60)), tuple(n % 250 for n in range(7, 1300))
             await collect(engine.submit([request((*system, 1), 2)]))
-            cache = engine._scheduler.cache
+            cache = engine._thread.scheduler.cache
             await collect(engine.submit([request(long, 8, SamplingParams(ignore_eos=True))]))
             await collect(engine.submit([request((*system, 2), 8, SamplingParams(ignore_eos=True))]))
             before, parked = backend.rows_computed, cache.n_parked
@@ -597,7 +596,7 @@ def test_without_a_place_to_move_it_to_a_shared_prefix_stays_where_it_is() -> No
             system = tuple(range(60))
             await collect(engine.submit([request((*system, 1), 2)]))
             await collect(engine.submit([request(tuple(n % 250 for n in range(7, 1300)), 2, cache_prompt=False)]))
-            engine._scheduler.cache._peak = 10**6
+            engine._thread.scheduler.cache._peak = 10**6
             out = await collect(engine.submit([request((*system, 2), 2)]))
             assert out[0][-1].usage.cached_tokens == 60
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llm_local.engine import scheduler
+from llm_local.engine import filling, scheduler
 from llm_local.engine.pace import Pace
 from llm_local.engine.types import SamplingParams
 from tests.engine.test_engine import collect, request, running, sampled
@@ -39,7 +39,7 @@ def test_an_urgent_request_takes_the_place_of_a_less_urgent_one_which_goes_on_af
             assert urgent == expected_tokens((9, 9), ENDLESS, 4)
             answers = await asyncio.gather(*busy)
             assert answers == [expected_tokens((n, 5, 6), ENDLESS, 100) for n in range(2)]
-            assert engine._scheduler.n_outpaced == 1
+            assert engine._thread.scheduler.n_outpaced == 1
             assert backend.rows_computed == 2 * (3 + 99) + 2 + 3, "and what it had was not computed again"
 
     asyncio.run(scenario())
@@ -54,7 +54,7 @@ def test_equals_do_not_push_each_other_out() -> None:
             await asyncio.sleep(0.01)
             await collect(engine.submit([request((2,), 3, ENDLESS, priority=-1)]))
             assert first.done()
-            assert engine._scheduler.n_outpaced == 0
+            assert engine._thread.scheduler.n_outpaced == 0
 
     asyncio.run(scenario())
 
@@ -78,7 +78,7 @@ def test_a_flow_of_urgent_requests_does_not_starve_the_others(monkeypatch: pytes
             await asyncio.wait_for(patient, 5)
             flowing = False
             await asyncio.gather(*flows)
-            assert engine._scheduler.n_outpaced > 0
+            assert engine._thread.scheduler.n_outpaced > 0
 
     asyncio.run(scenario())
 
@@ -146,7 +146,7 @@ def test_prompt_rows_go_half_to_the_oldest_and_half_to_the_most_urgent_and_short
     prompts: list[tuple[int, int]], room: int, shares: list[int]
 ) -> None:
     sequences: list[Any] = [Prompt(pending, SimpleNamespace(priority=priority)) for pending, priority in prompts]
-    got = dict(scheduler._shares(sequences, room))
+    got = dict(filling._shares(sequences, room))
     assert [got[sequence] for sequence in sequences] == shares
 
 
@@ -195,7 +195,7 @@ class SideJob:
         self.engine: Any = None
 
     def step(self) -> None:
-        self.waiting.append(len(self.engine._outbox))
+        self.waiting.append(len(self.engine._thread._outbox))
 
     def close(self, error: Exception) -> None:
         pass

@@ -102,8 +102,8 @@ def test_two_hundred_clients_half_of_which_leave() -> None:
         stayed = [status for status in asyncio.run(storm()) if status > 1]
         assert len(stayed) == 100
         served.wait_idle()
-        assert not served.engine._scheduler.running
-        assert not any(slot.busy for slot in served.engine._scheduler.cache.slots)
+        assert not served.engine._thread.scheduler.running
+        assert not any(slot.busy for slot in served.engine._thread.scheduler.cache.slots)
         assert not any(sampler.open for sampler in backend.samplers)
         assert httpx.post(served.url + CHAT, json={"messages": MESSAGES, "max_tokens": 3}).status_code == 200
 

@@ -1,0 +1,150 @@
+"""Which rows a batch has, of the sequences that run: those of answers, and beside them or in turn with them prompts'.
+
+A batch has the rows of every sequence that is only a few tokens behind (the one that was sampled and those that a
+constraint forced after it), and the rest of its room goes to prompts, half of it to the oldest; or, where whole tiles
+of attention are much faster, prompts have every second batch to themselves. Engine thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+
+from llm_local.engine.batch import Batch
+from llm_local.engine.drafts import Drafts
+from llm_local.engine.pace import MOST_GUESSED, Answers, Pace
+from llm_local.engine.sequence import Sequence
+
+FEW = 12
+"""A sequence so many tokens behind catches up at once; more are read in parts, like a prompt."""
+
+ROW_GROUP = 4
+"""Rows that the CPU's matrix kernels compute together: of 4, 5 and 8 rows, 5 cost nearly as much as 8."""
+
+
+class Filling:
+    """Fills batches.
+
+    Args:
+        pace: how many rows a batch may have.
+        n_prompt_outputs: rows of prompts and guesses that may have logits in a batch.
+        drafts: guesses of a smaller model.
+        promised: how many cells are promised to a sequence beyond its tokens; None where nothing may be guessed.
+    """
+
+    def __init__(
+        self,
+        pace: Pace,
+        n_prompt_outputs: int,
+        drafts: Drafts | None,
+        promised: Callable[[Sequence], int] | None,
+    ) -> None:
+        self._pace = pace
+        self._prompt_outputs = n_prompt_outputs
+        self._drafts = drafts
+        self._promised = promised
+        self._prompts_turn = False
+
+    def fill(self, batch: Batch, running: SequenceOf[Sequence]) -> None:
+        """Add rows to an empty batch: those of answers, and beside them or in turn with them those of prompts."""
+        few = _nearly_caught_up(running, batch.room)
+        caught_up = set(few)
+        prompts = [sequence for sequence in running if sequence not in caught_up]
+        row_work = self._pace.costs.row_work
+        answers = Answers(len(few), sum(s.pending * row_work(s.computed, outputs=1 / s.pending) for s in few))
+        reading = {"position": _mean_position(prompts), "n_prompts": len(prompts)}
+        n_apart = 0
+        if few and prompts:
+            n_max = min(batch.n_max, sum(sequence.pending for sequence in prompts))
+            n_apart = self._pace.rows_apart(n_max, answers, **reading)
+        self._prompts_turn = n_apart > 0 and not self._prompts_turn
+        if not self._prompts_turn:
+            self._add_decodes(batch, few, answers, n_running=len(running))
+        if prompts and (self._prompts_turn or not n_apart):
+            n = n_apart or self._pace.prompt_rows(batch, answers, **reading)
+            self._add_prompts(batch, prompts, n, whole=n >= self._pace.costs.tile > 0)
+
+    def _add_decodes(self, batch: Batch, few: list[Sequence], answers: Answers, *, n_running: int) -> None:
+        """Add all pending rows of these sequences, and guesses behind them."""
+        for sequence in few:
+            sequence.n_guessed = 0
+        n_pending = sum(sequence.pending for sequence in few)
+        room = min(batch.room - n_running - n_pending + len(few), self._prompt_outputs)
+        if self._promised is not None:
+            self._guess([sequence for sequence in few if sequence.n_generated], room, answers, self._promised)
+        for sequence in few:
+            batch.add(sequence, sequence.pending + sequence.n_guessed)
+
+    def _guess(
+        self, sequences: list[Sequence], room: int, answers: Answers, promised: Callable[[Sequence], int]
+    ) -> None:
+        """Let answers guess as many tokens as are worth their rows, within the cells that they were promised."""
+        undecided, pace, work = [], self._pace, answers.work
+        for sequence in sequences:
+            most, row_work = min(MOST_GUESSED, room, promised(sequence)), pace.costs.row_work(sequence.computed)
+            n = pace.worthwhile_guesses(sequence.guessable(most), row_work, work, answers)
+            sequence.guess(n)
+            room, work = room - n, work + n * row_work
+            if n == 0 and sequence.request.speculate:
+                undecided.append(sequence)
+        if self._drafts is not None and undecided:
+            most = min(room // len(undecided), *(promised(sequence) for sequence in undecided))
+            self._drafts.guess(undecided, work, answers, most)
+
+    def _add_prompts(self, batch: Batch, prompts: list[Sequence], room: int, *, whole: bool) -> None:
+        """Add `room` rows of prompts: `whole` tiles as they are, fewer in even parts."""
+        outputs = self._prompt_outputs - sum(part.sequence.n_guessed for part in batch.parts)
+        for sequence, share in _shares(prompts, room):
+            n = share if whole else _even_part(sequence.pending, share, batch.n_rows)
+            if sequence.wants_prompt_logits:
+                n = min(n, outputs)
+                outputs -= n
+            if n > 0:
+                batch.add(sequence, n)
+
+
+def _nearly_caught_up(running: SequenceOf[Sequence], room: int) -> list[Sequence]:
+    """Return the sequences that are only a few tokens behind."""
+    # One row is kept for each of those that come after.
+    room -= len(running)
+    few: list[Sequence] = []
+    for sequence in running:
+        n = sequence.pending
+        if n == 1 or (n <= min(FEW, room + 1) and not sequence.wants_prompt_logits):
+            few.append(sequence)
+            room -= n - 1
+    return few
+
+
+def _mean_position(sequences: list[Sequence]) -> int:
+    return sum(sequence.computed for sequence in sequences) // max(len(sequences), 1)
+
+
+def _shares(prompts: list[Sequence], room: int) -> list[tuple[Sequence, int]]:
+    """Share the rows out: half of them to the oldest prompt, so that it is not starved, the rest to the shortest.
+
+    So a short prompt does not wait for a long one before it. More urgent ones come before shorter ones.
+    """
+    oldest, others = prompts[0], prompts[1:]
+    others.sort(key=lambda sequence: (sequence.request.priority, sequence.pending))
+    alone = not others or others[0].request.priority > oldest.request.priority
+    shares = {oldest: min(oldest.pending, room if alone else room - room // 2)}
+    left = room - shares[oldest]
+    for sequence in [*others, oldest]:
+        share = shares.get(sequence, 0)
+        n = min(sequence.pending - share, left)
+        shares[sequence] = share + n
+        left -= n
+    return list(shares.items())
+
+
+def _even_part(n: int, room: int, n_rows: int) -> int:
+    """Return the first of the fewest parts of `n` that fit `room`, all about the same size.
+
+    A step costs by the row: 40 tokens in a room of 32 are read as 20 + 20, which is the same work in shorter steps.
+    On a CPU it costs by the group of rows, so that a part is rounded up to what fills the last one.
+    """
+    if n <= room or room <= 0:
+        return min(n, max(room, 0))
+    part = -(-n // -(-n // room))
+    return min(part + -(part + n_rows) % ROW_GROUP, room)
