@@ -20,6 +20,7 @@ from llm_local.errors import InvalidGrammar, InvalidSchema, QueueFull, RequestEr
 from llm_local.structured.after_opening import CompiledAfterOpening
 from llm_local.structured.calls import CallGrammars, CallLanguage
 from llm_local.structured.closing import Closing
+from llm_local.structured.digits import CompiledDigits
 from llm_local.structured.distinct import CompiledDistinct
 from llm_local.structured.gbnf import check_gbnf
 from llm_local.structured.guidance import Guidance
@@ -174,7 +175,7 @@ class Grammars:
 
     def _json(self, schema: Schema) -> Compiled:
         compiled = self._without_distinct(schema)
-        return self._distinct(compiled, Places([schema]) if _is_distinct(schema) else None)
+        return self._readable(compiled, Places([schema]) if _is_distinct(schema) else None)
 
     def _without_distinct(self, schema: Schema) -> Compiled:
         if self._engine == "llama" and self._native is not None:
@@ -223,17 +224,19 @@ class Grammars:
         if spec.find is None or content is not None:
             # With JSON beside calls there is no free text to wait in: an answer is a call or JSON.
             compiled = grammars.required(content if spec.find is not None else None)
-            return self._distinct(compiled, Places(answers, arguments) if distinct else None)
-        opened = grammars.opened()
-        if distinct:
-            opened = {key: self._distinct(one, Places([], arguments, key or None)) for key, one in opened.items()}
+            return self._readable(compiled, Places(answers, arguments) if distinct else None)
+        opened = {
+            key: self._readable(one, Places([], arguments, key or None) if distinct else None)
+            for key, one in grammars.opened().items()
+        }
         return CompiledAfterOpening(spec.find, opened, self._tokens)
 
-    def _distinct(self, compiled: Compiled, places: Places | None) -> Compiled:
-        if places is None:
-            return compiled
-        assert self._tokens.pieces, "made here, on a worker"
-        return CompiledDistinct(compiled, places, self._tokens)
+    def _readable(self, compiled: Compiled, places: Places | None) -> Compiled:
+        """Add what no grammar says: the items of some arrays differ, and numbers end."""
+        assert self._tokens.begin_with_digit.any(), "made here, on a worker"
+        if places is not None:
+            compiled = CompiledDistinct(compiled, places, self._tokens)
+        return CompiledDigits(compiled, self._tokens)
 
     def _gbnf(self, grammar: str) -> Compiled:
         if self._native is not None and self._engine != "llguidance":

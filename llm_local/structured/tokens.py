@@ -73,6 +73,11 @@ class Tokens:
         """Tokens such as `</tool_call>`, which a grammar may know by their names only; ask on a worker, too."""
         return tuple(token for token, piece in enumerate(self.pieces) if piece[:1] == b"<" and piece[2:][-1:] == b">")
 
+    @cached_property
+    def begin_with_digit(self) -> npt.NDArray[np.bool_]:
+        """Which tokens [n_vocab] begin with a digit; ask on a worker, too."""
+        return np.array([piece[:1].isdigit() for piece in self.pieces])
+
     def starting_with(self, prefix: bytes) -> npt.NDArray[np.intp]:
         """Return the tokens whose bytes begin so."""
         found = self._starting_with.get(prefix)
