@@ -201,8 +201,18 @@ class Grammars:
                 return self._calls_in(language, spec, tools, content)
             except (InvalidSchema, InvalidGrammar) as error:
                 refused = refused or error
+        for schema, where in [*tools.values(), *([content] if content is not None else [])]:
+            self._check(schema, where)
         assert refused is not None
         raise refused
+
+    def _check(self, schema: Schema, where: str) -> None:
+        """Raise what is wrong with one schema of several, in its own words."""
+        try:
+            self._without_distinct(schema)
+        except InvalidSchema as error:
+            error.param = where
+            raise
 
     def _languages(self) -> Iterator[CallLanguage]:
         if self._engine != "llama":

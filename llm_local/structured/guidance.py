@@ -22,6 +22,7 @@ from llm_local.structured.document import document
 from llm_local.structured.regular import Regular
 from llm_local.structured.schema import Schema
 from llm_local.structured.spacing import Spacing
+from llm_local.structured.unsatisfiable import contradiction
 
 OPTIONS: dict[Spacing, dict[str, Any]] = {
     Spacing.COMPACT: {"whitespace_flexible": False},
@@ -32,6 +33,10 @@ OPTIONS: dict[Spacing, dict[str, Any]] = {
 MAX_ITEMS = 20_000
 """Earley items in one row: an object of a thousand optional properties has four thousand. (So many as
 `objects.MAX_PROPERTIES` fit; llguidance says that there are too many only in mid-answer.)"""
+
+
+UNSATISFIABLE = "Unsatisfiable schema: "
+"""How llguidance says that nothing satisfies a schema."""
 
 
 class TokenTable(Protocol):
@@ -91,13 +96,26 @@ class Guidance:
         """Compile a canonical schema.
 
         Raises:
-            InvalidSchema: llguidance cannot enforce it; its own words say why.
+            InvalidSchema: llguidance cannot enforce it, or nothing satisfies it; its own words say why.
         """
+        try:
+            return self._compile(
+                self._grammar_of(schema), lambda why: InvalidSchema(f"The schema cannot be enforced: {why}")
+            )
+        except InvalidSchema as error:
+            found = contradiction(schema.root, lambda node: self._why_nothing_satisfies(Schema(node, schema.defs)))
+            if found is None:
+                raise
+            raise InvalidSchema(f"{found[0]}: no value satisfies this: {found[1]}.") from error
+
+    def _grammar_of(self, schema: Schema) -> str:
         text = json.dumps({"x-guidance": self._options, **document(schema)}, ensure_ascii=False)
-        return self._compile(
-            llguidance.LLMatcher.grammar_from_json_schema(text),
-            lambda why: InvalidSchema(f"The schema cannot be enforced: {why}"),
-        )
+        return llguidance.LLMatcher.grammar_from_json_schema(text)
+
+    def _why_nothing_satisfies(self, schema: Schema) -> str | None:
+        matcher = llguidance.LLMatcher(self._tokenizer, self._grammar_of(schema), log_level=0, limits=self._limits)
+        _, found, why = _first_lines(matcher.get_error()).partition(UNSATISFIABLE)
+        return why.split(";")[0] if found else None
 
     def regex(self, pattern: str) -> CompiledGuidance:
         """Compile a regular expression that matches the whole answer.

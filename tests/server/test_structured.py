@@ -121,7 +121,7 @@ def test_the_sdk_parses_what_comes_back(client: openai.OpenAI) -> None:
         ({"response_format": json_schema({"type": "array", "unevaluatedItems": False})},
          "response_format.json_schema.schema", "invalid_json_schema", "#/unevaluatedItems: this keyword"),
         ({"response_format": json_schema({"type": "integer", "minimum": 5, "maximum": 1})},
-         "response_format.json_schema.schema", "invalid_json_schema", "nsatisfiable"),
+         "response_format.json_schema.schema", "invalid_json_schema", "no value satisfies"),
         ({"response_format": json_schema({"$ref": "http://127.0.0.1:1/x"})}, "response_format.json_schema.schema",
          "invalid_json_schema", "nothing is fetched"),
         ({"guided_regex": "(?=a)"}, "guided_regex", "invalid_grammar", "look-around"),

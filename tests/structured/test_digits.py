@@ -32,7 +32,7 @@ def start(schema: Any, *, distinct: bool = False) -> Digits:
 def counting(constraint: Constraint, most: int = 400) -> str | None:
     """The answer of a model that writes digits wherever it may; None when it does not end."""
     out = bytearray()
-    wishes = [*b"0123456789.", *TOKENS.starting_with(b"00"), *b',}]"e-+']
+    wishes = [*b"0123456789.", *TOKENS.starting_with(b"00"), *b',}]"e-+DTHMS']
     for _ in range(most):
         if constraint.must_end:
             return out.decode()
@@ -63,6 +63,7 @@ def record(*names: str, **of: Any) -> dict[str, Any]:
         record("score", score=NUMBER),
         record("score", "n", score={"type": "number", "minimum": 0, "maximum": 1}, n=INTEGER),
         record("x", x={"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1e-30}),
+        record("d", d={"type": "string", "format": "duration"}),
         {"type": "array", "items": NUMBER, "minItems": 2, "maxItems": 3},
     ],
 )
