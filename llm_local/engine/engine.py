@@ -14,12 +14,13 @@ from collections.abc import Sequence as SequenceOf
 
 from llm_local.engine.admission import Admission
 from llm_local.engine.backend import Backend, Sampler, SideJob
+from llm_local.engine.cells import CellCount
 from llm_local.engine.constraint import Constraint
 from llm_local.engine.drafts import Drafter
 from llm_local.engine.engine_thread import EngineThread
 from llm_local.engine.host_cache import HostCache
 from llm_local.engine.messages import Cancel, Pin, Stop, Submit, Wake
-from llm_local.engine.prefix_cache import CellCount, TierBytes
+from llm_local.engine.prefix_cache import TierBytes
 from llm_local.engine.radix_tree import Tokens
 from llm_local.engine.sequence import Sequence
 from llm_local.engine.stats import EngineStats

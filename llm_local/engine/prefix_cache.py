@@ -1,7 +1,6 @@
 """Which tokens are resident in which slot, and what that costs in KV cells. Engine thread; written by the scheduler.
 
-The native cache holds one buffer of cells. A cell belongs to every slot that shares it, so the accounting mirrors
-it cell by cell: `refs[cell]` counts its owners, and a cell without owner is free.
+The native cache holds one buffer of cells, and `cells.py` mirrors it cell by cell.
 
     slot 0 (busy)   [ system prompt | user A ... | answer ->        reserved |
     slot 1 (busy)   [      ''       | user B ...      (shares the cells of slot 0's system prompt)
@@ -16,9 +15,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
+from llm_local.engine.cells import CellCount, Cells
 from llm_local.engine.disk_worker import Report
 from llm_local.engine.host_cache import HostCache
 from llm_local.engine.pins import Pins
@@ -44,22 +41,6 @@ class TierBytes:
     resident: int
     host: int
     disk: int
-
-
-@dataclass(frozen=True, slots=True)
-class CellCount:
-    """KV cells by what they are for. All = used + idle + free; what is promised comes out of idle and free ones.
-
-    Attributes:
-        used: owned by running sequences.
-        promised: that running sequences may still take.
-        idle: kept of earlier sequences, and given up when cells are short.
-    """
-
-    total: int
-    used: int
-    promised: int
-    idle: int
 
 
 class PrefixCache:
@@ -93,12 +74,8 @@ class PrefixCache:
         self._index = SlotIndex()
         self._memory = memory
         self.slots = [Slot(number, window) for number in range(n_slots)]
-        self.n_cells = n_cells
-        self._refs = np.zeros(n_cells, np.int32)
-        self._free: Tokens = np.arange(n_cells, dtype=np.int32)
-        self.n_free = n_cells
+        self.cells = Cells(n_cells)
         self._clock = 0
-        self._peak = 0
 
     def match(self, tokens: Tokens) -> tuple[Slot | None, int]:
         """Return the slot with the longest common prefix, and its length; idle slots win ties."""
@@ -108,16 +85,14 @@ class PrefixCache:
         """Return what each tier holds."""
         host, disk = self._host, self._host.disk if self._host is not None else None
         return TierBytes(
-            resident=(self.n_cells - self.n_free) * self._memory.cell_bytes,
+            resident=self.cells.n_used * self._memory.cell_bytes,
             host=host.n_bytes if host is not None else 0,
             disk=disk.n_bytes if disk is not None else 0,
         )
 
     def cell_count(self) -> CellCount:
         """Return what the cells are for. Any thread: between two steps of the engine, numbers may be of either."""
-        owned, promised = self._owned_by_busy()
-        used = int(owned.sum())
-        return CellCount(self.n_cells, used, promised, max(self.n_cells - self.n_free - used, 0))
+        return self.cells.count(self.slots)
 
     def pin(self, tokens: Tokens) -> None:
         """Let a prefix be evicted last, from now on and wherever it is; it is kept on the disk, too."""
@@ -150,7 +125,7 @@ class PrefixCache:
         if restored is not None:
             return restored
         source, common = self.match(tokens[:shareable])
-        if self._committed(source, common) + reserve - common > self.n_cells:
+        if self._committed(source, common) + reserve - common > self.cells.total:
             return None
         target = self._target(source, common)
         if target is not source:
@@ -171,14 +146,13 @@ class PrefixCache:
         llama.cpp's attention on a CPU walks over every cell up to the last one in use. A prefix that many share stays
         where it was computed, perhaps behind a long prompt that is gone; it comes back by a copy, at the beginning.
         """
-        used = self.n_cells - self.n_free
-        scattered = self._peak > 2 * used + SCATTERED
+        scattered = self.cells.peak > 2 * self.cells.n_used + SCATTERED
         nowhere = self._host is None or self._park_after is None
         if nowhere or not scattered or any(slot.busy for slot in self.slots):
             return
         for slot in self.slots:
             self._evict(slot)
-        self._peak = 0
+        self.cells.peak = 0
 
     def _restore(self, tokens: Tokens, reserve: int) -> tuple[Slot, int] | None:
         """Bring a parked sequence back if it has a longer prefix than any that is resident."""
@@ -189,7 +163,7 @@ class PrefixCache:
         if parked is None or saves < WORTH_PARKING or not self.rates.loading_pays(saves, len(parked.data)):
             return None
         n = len(parked.tokens)
-        if self._committed(None, 0) + max(reserve, n) > self.n_cells:
+        if self._committed(None, 0) + max(reserve, n) > self.cells.total:
             return None
         target = self._target(None, 0)
         self._evict(target)
@@ -220,7 +194,7 @@ class PrefixCache:
 
     def _worth_parking(self, slot: Slot) -> bool:
         """Whether the slot has cells of its own, enough to be worth moving: what several share, stays."""
-        own = int((self._refs[slot.cells[: slot.length]] == 1).sum())
+        own = self.cells.n_own(slot)
         return own >= WORTH_PARKING and self.rates.parking_pays(own, slot.length * self._memory.cell_bytes)
 
     def _evict(self, slot: Slot) -> None:
@@ -241,7 +215,7 @@ class PrefixCache:
 
     def grow(self, slot: Slot, reserve: int) -> bool:
         """Promise the slot more positions; False when that needs cells that others were promised."""
-        if self._committed(None, 0) + reserve - slot.reserved > self.n_cells:
+        if self._committed(None, 0) + reserve - slot.reserved > self.cells.total:
             return False
         slot.reserved = reserve
         return True
@@ -249,20 +223,18 @@ class PrefixCache:
     def extend(self, slot: Slot, tokens: Tokens) -> None:
         """Record that the slot's next tokens were computed (they were within its reserve)."""
         n, start = len(tokens), slot.length
-        cells = self._free[self.n_free - n : self.n_free]
-        self.n_free -= n
-        self._refs[cells] = 1
-        slot.cells[start : start + n] = cells
+        slot.cells[start : start + n] = self.cells.take(n)
         slot.tokens[start : start + n] = tokens
         slot.length += n
-        self._peak = max(self._peak, self.n_cells - self.n_free)
 
     def make_room(self, n: int) -> None:
         """Evict idle slots, least recently used first, until `n` cells are free."""
-        while self.n_free < n:
+        while self.cells.n_free < n:
             idle = [slot for slot in self.slots if not slot.busy and slot.length]
             if not idle:
-                raise RuntimeError(f"the KV accounting is wrong: {n} cells promised, {self.n_free} free, none idle")
+                raise RuntimeError(
+                    f"the KV accounting is wrong: {n} cells promised, {self.cells.n_free} free, none idle"
+                )
             self._evict(min(idle, key=lambda slot: (slot.is_pin, slot.used_at)))
 
     def evict_idle(self) -> bool:
@@ -315,11 +287,7 @@ class PrefixCache:
         """Forget what the slot holds from `length` on."""
         if length >= slot.length:
             return
-        cells = slot.cells[length : slot.length]
-        self._refs[cells] -= 1
-        freed = cells[self._refs[cells] == 0]
-        self._free[self.n_free : self.n_free + len(freed)] = freed
-        self.n_free += len(freed)
+        self.cells.give_back(slot.cells[length : slot.length])
         slot.length = length
         self._index.trim(slot, length)
         self._memory.trim(slot.id, length)
@@ -333,7 +301,7 @@ class PrefixCache:
         target.tokens[:length] = source.tokens[:length]
         target.cells[:length] = source.cells[:length]
         target.length = length
-        self._refs[source.cells[:length]] += 1
+        self.cells.share(source.cells[:length])
         self._memory.share(source.id, target.id, length)
 
     def _target(self, source: Slot | None, common: int) -> Slot:
@@ -349,17 +317,7 @@ class PrefixCache:
 
     def _committed(self, source: Slot | None, common: int) -> int:
         """Cells that cannot be had: owned by busy slots (or by the prefix to share) or promised to them."""
-        owned, promised = self._owned_by_busy()
+        owned, promised = self.cells.of_busy(self.slots)
         if source is not None:
             owned[source.cells[:common]] = True
         return int(owned.sum()) + promised
-
-    def _owned_by_busy(self) -> tuple[npt.NDArray[np.bool_], int]:
-        """Return which cells busy slots own, and how many more they were promised."""
-        owned = np.zeros(self.n_cells, bool)
-        promised = 0
-        for slot in self.slots:
-            if slot.busy:
-                owned[slot.cells[: slot.length]] = True
-                promised += slot.reserved - slot.length
-        return owned, promised

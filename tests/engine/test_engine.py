@@ -82,7 +82,7 @@ def check_accounting(engine: Engine, backend: FakeBackend) -> None:
 
 def _check_accounting(engine: Engine, backend: FakeBackend) -> None:
     cache = engine._thread.scheduler.cache
-    assert cache.n_cells - cache.n_free == backend.n_used
+    assert cache.cells.n_used == backend.n_used
     for slot in cache.slots:
         assert list(slot.tokens[: slot.length]) == backend.tokens[slot.id]
         assert cache.match(slot.tokens[: slot.length])[1] == slot.length
@@ -581,7 +581,7 @@ def test_what_is_resident_behind_a_long_prompt_that_is_gone_is_moved_to_the_fron
             before, parked = backend.rows_computed, cache.n_parked
             out = await collect(engine.submit([request((*system, 3), 1)]))
             assert cache.n_parked > parked
-            assert cache._peak < 200, "the cells of the long prompt are no longer walked over"
+            assert cache.cells.peak < 200, "the cells of the long prompt are no longer walked over"
             assert out[0][-1].usage.cached_tokens >= 60
             assert backend.rows_computed - before == 1, "and nothing was computed again"
             check_accounting(engine, backend)
@@ -596,7 +596,7 @@ def test_without_a_place_to_move_it_to_a_shared_prefix_stays_where_it_is() -> No
             system = tuple(range(60))
             await collect(engine.submit([request((*system, 1), 2)]))
             await collect(engine.submit([request(tuple(n % 250 for n in range(7, 1300)), 2, cache_prompt=False)]))
-            engine._thread.scheduler.cache._peak = 10**6
+            engine._thread.scheduler.cache.cells.peak = 10**6
             out = await collect(engine.submit([request((*system, 2), 2)]))
             assert out[0][-1].usage.cached_tokens == 60
 
