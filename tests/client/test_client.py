@@ -347,6 +347,23 @@ def test_a_stream_that_does_not_end_well_is_an_error(faulty: tuple[Faulty, str],
         asyncio.run(asynchronous())
 
 
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
+def test_a_stream_may_have_what_other_texts_end_lines_with(faulty: tuple[Faulty, str], end: bytes) -> None:
+    app, url = faulty
+    text = "one\u2028two\u2029three\x85four"
+    event = json.dumps({"choices": [{"delta": {"content": text}}]}, ensure_ascii=False)
+    sent = b"data: " + event.encode() + end + b"data: [DONE]"  # The last line may lack its end.
+    app.chunks, app.headers = [sent[at : at + 9] for at in range(0, len(sent), 9)], {"content-type": "text/event-stream"}
+    with LocalLLMClient(target(url)) as client:
+        assert list(client.chat_completion(MESSAGES, stream=True)) == [text]
+
+    async def asynchronous() -> list[str]:
+        async with AsyncLocalLLMClient(target(url)) as client:
+            return [piece async for piece in await client.chat_completion(MESSAGES, stream=True)]
+
+    assert asyncio.run(asynchronous()) == [text]
+
+
 @pytest.mark.parametrize("body", [b"", b"[1]", b'{"choices": []}'])
 def test_an_answer_that_is_none_is_an_error(faulty: tuple[Faulty, str], body: bytes) -> None:
     app, url = faulty
