@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from llm_local.config import Settings
 from llm_local.errors import HeadersTooLarge, LLMLocalError, ReceiveTimeout, RequestError, TooManyConnections
+from llm_local.server.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,9 @@ _UPGRADE = re.compile(rb"(?i)(?<=\r\n)upgrade(?=[ \t]*:)")
 class Connection(HttpToolsProtocol):
     """Uvicorn's protocol with limits. An error before the application has the request is OpenAI's envelope too."""
 
-    def __init__(self, settings: Settings, **options: Any) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, **options: Any) -> None:
         super().__init__(**options)
+        self._metrics = metrics
         self._max_connections = settings.max_connections
         self._max_head = settings.max_header_bytes
         self._receive_s = settings.receive_timeout
@@ -142,6 +144,7 @@ class Connection(HttpToolsProtocol):
         """Close the connection, with an answer where none has begun."""
         self._stop_timer()
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            self._metrics.refused(error)
             self.transport.write(_raw(error))
         self.transport.close()
 
