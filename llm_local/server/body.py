@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any, TypeVar
 
 import orjson
@@ -15,6 +16,7 @@ from llm_local.errors import BodyTooLarge, RequestError, UnknownParameter, Unsup
 MAX_SHOWN = 80
 MAX_ENTRIES = 1024
 """Fields of an object, such as biases."""
+_PYTHON_WORDS = re.compile(r" or (?:instance of \w+|object to extract fields from)| after validation")
 
 
 class Body(BaseModel):
@@ -147,7 +149,7 @@ def _reason(detail: ErrorDetails) -> str:
         return "is required"
     if detail["type"] == "value_error":
         return str(context["error"])
-    message = detail["msg"].replace("a valid integer", "an integer").replace("a valid ", "a ")
+    message = _PYTHON_WORDS.sub("", detail["msg"]).replace("a valid integer", "an integer").replace("a valid ", "a ")
     return message.replace("Input should", "must") if "Input" in message else message[0].lower() + message[1:]
 
 

@@ -353,7 +353,10 @@ def test_a_stream_may_have_what_other_texts_end_lines_with(faulty: tuple[Faulty,
     text = "one\u2028two\u2029three\x85four"
     event = json.dumps({"choices": [{"delta": {"content": text}}]}, ensure_ascii=False)
     sent = b"data: " + event.encode() + end + b"data: [DONE]"  # The last line may lack its end.
-    app.chunks, app.headers = [sent[at : at + 9] for at in range(0, len(sent), 9)], {"content-type": "text/event-stream"}
+    app.chunks, app.headers = (
+        [sent[at : at + 9] for at in range(0, len(sent), 9)],
+        {"content-type": "text/event-stream"},
+    )
     with LocalLLMClient(target(url)) as client:
         assert list(client.chat_completion(MESSAGES, stream=True)) == [text]
 

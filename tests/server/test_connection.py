@@ -161,7 +161,7 @@ def test_a_connection_too_many_is_503_and_another_may_come_when_one_goes() -> No
     with serving(max_connections=2) as served:
         with connected(served) as one, connected(served) as two, connected(served) as three:
             assert error_of(rest(three)) == (503, "too_many_connections")
-            assert "llm_local_errors_total{code=\"too_many_connections\"} 1.0" in served.runtime.metrics.text().decode()
+            assert 'llm_local_errors_total{code="too_many_connections"} 1.0' in served.runtime.metrics.text().decode()
             for each in (one, two):
                 each.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
                 assert each.recv(1000).startswith(b"HTTP/1.1 200 ")

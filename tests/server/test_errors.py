@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import time
 from typing import Any
 
 import httpx
 import openai
+import orjson
 import pytest
 
 from llm_local.engine.admission import Admission
@@ -243,6 +246,33 @@ def test_a_body_of_countless_wrong_entries_is_refused_quickly(http: httpx.Client
         assert "at most 1024" in error_of(answer)["message"]
     answer = http.post("/v1/completions", json={"prompt": [-1] * 250_000})
     assert (answer.status_code, error_of(answer)["param"]) == (400, "prompt.0")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"guided_choice": [1] * 400_000}, "guided_choice.0"),
+        ({"modalities": [1] * 400_000}, "modalities.0"),
+        ({"messages": [{"role": "assistant", "tool_calls": [1] * 400_000}]}, "messages.0.tool_calls.0"),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [1] * 400_000}}},
+         "tool_choice.allowed_tools.tools.0"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)  # fmt: skip
+def test_a_list_of_countless_wrong_entries_is_refused_at_the_first(
+    http: httpx.Client, fields: dict[str, Any], param: str
+) -> None:
+    body = orjson.dumps({"messages": MESSAGES, **fields})
+    began = time.monotonic()
+    answer = http.post(CHAT, content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, error_of(answer)["param"]) == (400, param)
+    assert time.monotonic() - began < 1, "each of them would be an error of its own"
+
+
+def test_a_message_has_no_words_of_python(http: httpx.Client) -> None:
+    for fields in ({"response_format": "json"}, {"messages": [1]}, {"tool_choice": 5}, {"stop": ["a"] * 17}):
+        message = error_of(http.post(CHAT, json={"messages": MESSAGES, **fields}))["message"]
+        assert not re.search("instance|extract|validation", message), message
 
 
 def test_arguments_nested_deeply_are_not_an_internal_error(http: httpx.Client) -> None:
