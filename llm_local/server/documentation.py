@@ -200,8 +200,10 @@ def _answer(operation: Operation) -> Json:
         return {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
     out: Json = {"description": operation.answer.__doc__, **_json(_reference(operation.answer))}
     if operation.events is not None:
-        out["description"] += " With `stream`, server-sent events; the schema is that of their `data`."
-        out["content"]["text/event-stream"] = {"schema": _reference(operation.events)}
+        out["description"] += " With `stream`, server-sent events with pieces, then `data: [DONE]`."
+        data = {"type": "string", "contentMediaType": "application/json", "contentSchema": _reference(operation.events)}
+        event = {"type": "object", "required": ["data"], "properties": {"data": data}}
+        out["content"]["text/event-stream"] = {"schema": event}
     return out
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from llm_local.server.body import Body
 from llm_local.structured.spec import JsonSpec
@@ -16,6 +16,16 @@ Text = Annotated[str, Field(min_length=1)]
 Tokens = Annotated[list[TokenId], Field(fail_fast=True)]
 Texts = Annotated[list[str], Field(fail_fast=True)]
 Inputs = str | Tokens | Texts | Annotated[list[Tokens], Field(fail_fast=True)]
+
+
+def _only_false(value: bool) -> bool:
+    if value:
+        raise ValueError("must be a number, or false, which bans")
+    return value
+
+
+# No `Literal[False]`, which takes 0 for the same.
+Ban = Annotated[bool, AfterValidator(_only_false), WithJsonSchema({"const": False})]
 
 MAX_STOPS = 16
 MAX_TOOLS = 128
@@ -55,10 +65,10 @@ class SamplingFields(Body):
     dry_sequence_breakers: Annotated[list[Text], Field(max_length=16)] = Field(default=["\n", ":", '"', "*"])
     xtc_probability: Probability = 0.0
     xtc_threshold: Probability = 0.1
-    mirostat: Literal[0, 1, 2] = 0
+    mirostat: Annotated[int, Field(ge=0, le=2)] = 0
     mirostat_tau: Annotated[float, Field(ge=0, le=100)] = 5.0
     mirostat_eta: Annotated[float, Field(ge=0, le=1)] = 0.1
-    logit_bias: dict[str, Literal[False] | Annotated[float, Field(ge=-100, le=100)]] = Field(
+    logit_bias: dict[str, Ban | Annotated[float, Field(ge=-100, le=100)]] = Field(
         default={}, description="token id, or text that is tokenized, to a bias; false bans"
     )
     ignore_eos: bool = False
