@@ -85,7 +85,8 @@ def from_answer(status: int, headers: Mapping[str, str], data: bytes) -> LLMClie
     envelope = body.get("error", body) if isinstance(body, dict) else None
     error = _from_object(status, envelope if isinstance(envelope, dict) else {})
     with contextlib.suppress(KeyError, ValueError):
-        error.retry_after_s = float(headers["retry-after"])
+        seconds = float(headers["retry-after"])
+        error.retry_after_s = seconds if seconds >= 0 else None
     return error
 
 

@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from llm_local.config import Settings
 from llm_local.errors import HeadersTooLarge, LLMLocalError, ReceiveTimeout, RequestError, TooManyConnections
 from llm_local.server.metrics import Metrics
+from llm_local.server.middleware import new_request_id
 
 log = logging.getLogger(__name__)
 
@@ -161,6 +162,7 @@ def _without_upgrade(data: bytes) -> bytes:
 
 def _raw(error: LLMLocalError) -> bytes:
     body = orjson.dumps(error.envelope())
+    more = b"x-request-id: %s\r\nx-content-type-options: nosniff\r\n" % new_request_id().encode()
     retry = b"" if error.retry_after_s is None else b"retry-after: %d\r\n" % error.retry_after_s
     head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
-    return STATUS_LINE[error.status] + head + retry + b"\r\n" + body
+    return STATUS_LINE[error.status] + head + more + retry + b"\r\n" + body

@@ -269,6 +269,14 @@ def test_a_pause_that_would_outlast_the_timeout_is_not_made(faulty: tuple[Faulty
     assert app.n_seen >= 1
 
 
+@pytest.mark.parametrize("retry_after", ["-1", "nan", "soon", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_a_pause_that_is_none_is_ours(faulty: tuple[Faulty, str], retry_after: str) -> None:
+    app, url = faulty
+    app.chunks, app.first = [answer_with("ok")], [(503, {"retry-after": retry_after}, b"")]
+    with LocalLLMClient(target(url)) as client:
+        assert client.chat_completion(MESSAGES)["choices"]
+
+
 def test_a_wrong_request_is_not_asked_again(faulty: tuple[Faulty, str]) -> None:
     app, url = faulty
     app.status, app.chunks = 400, [b'{"object": "error", "message": "bad", "code": 400}']

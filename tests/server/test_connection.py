@@ -183,6 +183,8 @@ def test_what_is_no_http_is_400_in_the_envelope(sends: bytes) -> None:
         data = rest(connection)
         assert data.startswith(b"HTTP/1.1 400 ")
         assert b'"type":"invalid_request_error"' in data
+        assert b"\r\nx-request-id: req_" in data
+        assert b"\r\nx-content-type-options: nosniff\r\n" in data
         assert alive(served)
 
 
