@@ -1,7 +1,7 @@
 """One client's connection, with the limits that uvicorn's own has not: connections, size of a head, time to send.
 
-A client that connects and says nothing, or sends a byte a second, would otherwise stay for ever, and a head could have
-any size (llhttp, which parses it, has no limit of its own). Event loop.
+A client that connects and says nothing, sends a byte a second, or reads nothing of its answer would otherwise stay for
+ever, and a head could have any size (llhttp, which parses it, has no limit of its own). Event loop.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class Connection(HttpToolsProtocol):
         self._max_connections = settings.max_connections
         self._max_head = settings.max_header_bytes
         self._receive_s = settings.receive_timeout
+        self._send_s = settings.send_timeout
         self._timer: asyncio.TimerHandle | None = None
+        self._reader_timer: asyncio.TimerHandle | None = None
         self._in_message = False
         self._in_head = False
         self._head_bytes = 0
@@ -59,7 +61,18 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._stop_timer()
+        self._stop_reader_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client reads slower than the answer is written: see whether it reads at all."""
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        self._stop_reader_timer()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; a head that is too large ends the connection."""
@@ -133,6 +146,27 @@ class Connection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _watch_reader(self) -> None:
+        unread = self.transport.get_write_buffer_size()
+        self._reader_timer = self.loop.call_later(self._send_s, self._look_at_reader, unread)
+
+    def _stop_reader_timer(self) -> None:
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
+
+    def _look_at_reader(self, before: int) -> None:
+        """End a connection that is written, and of which nothing was read since the last look.
+
+        (Closing waits for what is unread. While an answer is made, its stream looks after its reader.)
+        """
+        written = self.transport.is_closing() or self.cycle is None or self.cycle.response_complete
+        if written and self.transport.get_write_buffer_size() >= before:
+            log.warning("ended the connection of a client that took nothing for %.0f s", self._send_s)
+            self.transport.abort()
+        else:
+            self._watch_reader()
 
     def _too_slow(self) -> None:
         self._timer = None
