@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ import orjson
 import pytest
 
 from llm_local.engine.admission import Admission
+from llm_local.server import body as body_module
 from tests.server.conftest import Served, serving
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -267,6 +269,21 @@ def test_a_list_of_countless_wrong_entries_is_refused_at_the_first(
     answer = http.post(CHAT, content=body, headers={"content-type": "application/json"})
     assert (answer.status_code, error_of(answer)["param"]) == (400, param)
     assert time.monotonic() - began < 1, "each of them would be an error of its own"
+
+
+def test_a_large_body_is_validated_off_the_event_loop(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    real = body_module._validated
+
+    def noting(data: bytes, kind: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return real(data, kind)
+
+    monkeypatch.setattr(body_module, "_validated", noting)
+    small, large = [*MESSAGES, *MESSAGES], [{"role": "user", "content": ""}] * 10_000
+    for messages, status in ((small, 200), (large, 400), ([*large, {"role": "robot"}], 400)):
+        assert http.post(CHAT, json={"messages": messages, "max_tokens": 1}).status_code == status
+    assert [name.startswith("worker") for name in threads] == [False, True, True]
 
 
 def test_a_message_has_no_words_of_python(http: httpx.Client) -> None:
