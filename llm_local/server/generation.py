@@ -109,10 +109,10 @@ def generation_requests(
     loaded: Loaded,
     settings: Settings,
     prompt: SequenceOf[int],
+    params: SamplingParams,
     *,
     max_tokens: int | None,
     n: int,
-    logprobs: int | None,
     param: str,
     prompt_logprobs: bool = False,
     prediction: SequenceOf[int] = (),
@@ -136,7 +136,6 @@ def generation_requests(
         )
     timeout = min(body.timeout or settings.request_timeout, settings.request_timeout)
     deadline = time.monotonic() + timeout
-    params = sampling_params(body, settings, loaded.model.vocabulary, logprobs)
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     return [
         GenerationRequest(

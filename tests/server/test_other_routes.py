@@ -117,6 +117,21 @@ def test_wrong_completions_are_400(http: httpx.Client, body: dict[str, Any], par
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
+def test_biases_are_read_once_however_many_prompts_there_are() -> None:
+    with serving(join=True) as served:
+        vocabulary, keys = served.runtime.loaded.model.vocabulary, []
+        real = vocabulary.tokenize
+
+        def noting(text: str, **options: Any) -> list[int]:
+            keys.append(text)
+            return real(text, **options)
+
+        vocabulary.tokenize = noting
+        body = {"prompt": ["a"] * 50, "max_tokens": 1, "logit_bias": {"да": 1, "нет": False}}
+        assert httpx.post(served.url + "/v1/completions", json=body).status_code == 200
+    assert sorted(key for key in keys if key != "a") == ["да", "нет"]
+
+
 def test_embeddings_as_floats_and_as_base64(client: openai.OpenAI, http: httpx.Client) -> None:
     answer = client.embeddings.create(model="fake", input=["да", "нет"], encoding_format="float")
     again = http.post("/v1/embeddings", json={"input": ["да", "нет"], "encoding_format": "base64"}).json()
