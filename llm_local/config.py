@@ -275,7 +275,7 @@ class Serving(Section):
         256, description="sequences that may wait, or requests at the upstream; one more gets 429"
     )
     request_timeout: Annotated[float, Field(gt=0)] = Field(600.0, description="seconds to a request's deadline")
-    send_timeout: Annotated[float, Field(gt=0)] = Field(60.0, description="seconds that a stream waits for its reader")
+    send_timeout: Annotated[float, Field(gt=0)] = Field(60.0, description="seconds that an answer waits for its reader")
     drain_timeout: Annotated[float, Field(ge=0)] = Field(30.0, description="seconds that answers get at shutdown")
     receive_timeout: Annotated[float, Field(gt=0)] = Field(60.0, description="seconds to send a request in (408)")
     max_connections: Count = Field(1000, description="open connections; one more gets 503")

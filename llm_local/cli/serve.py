@@ -80,7 +80,7 @@ def serve(settings: Settings) -> int:
     server = Server(
         uvicorn.Config(
             app,
-            http=partial(Connection, settings),  # type: ignore[arg-type]
+            http=partial(Connection, settings, runtime.metrics),  # type: ignore[arg-type]
             ws="none",
             log_config=None,
             access_log=False,

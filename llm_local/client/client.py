@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, overload
 
 import httpx
 
@@ -16,7 +16,6 @@ from llm_local.client.exchange import Exchange, Pieces, from_answer, from_except
 from llm_local.client.interview import InterviewReply, RoleProfile
 from llm_local.client.target import LLAMA_CPP, Target
 
-T = TypeVar("T")
 Messages = SequenceOf[Mapping[str, Any]]
 TIMEOUT_S = 30.0
 N_RETRIES = 2
@@ -132,9 +131,8 @@ class LocalLLMClient(_Calls):
     def _pieces(self, answer: httpx.Response, exchange: Exchange) -> Iterator[str]:
         pieces = Pieces()
         try:
-            for line in _in_time(answer.iter_lines(), exchange):
-                if text := pieces.of_line(line):
-                    yield text
+            for data in _in_time(answer.iter_bytes(), exchange):
+                yield from pieces.feed(data)
             pieces.check_done()
         except ERRORS as error:
             raise self._error(error) from None
@@ -142,7 +140,7 @@ class LocalLLMClient(_Calls):
             answer.close()
 
 
-def _in_time(parts: Iterator[T], exchange: Exchange) -> Iterator[T]:
+def _in_time(parts: Iterator[bytes], exchange: Exchange) -> Iterator[bytes]:
     """Yield what comes until the deadline; httpx's own limit is of each read."""
     for part in parts:
         if time.monotonic() > exchange.deadline:
@@ -230,14 +228,14 @@ class AsyncLocalLLMClient(_Calls):
             await asyncio.sleep(exchange.pause_after(error))
 
     async def _pieces(self, answer: httpx.Response, exchange: Exchange) -> AsyncIterator[str]:
-        pieces, lines = Pieces(), answer.aiter_lines()
+        pieces, parts = Pieces(), answer.aiter_bytes()
         try:
             while True:
                 async with asyncio.timeout(exchange.left_s):
-                    line = await anext(lines, None)
-                if line is None:
+                    data = await anext(parts, None)
+                if data is None:
                     break
-                if text := pieces.of_line(line):
+                for text in pieces.feed(data):
                     yield text
             pieces.check_done()
         except ERRORS as error:

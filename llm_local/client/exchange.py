@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,7 +85,8 @@ def from_answer(status: int, headers: Mapping[str, str], data: bytes) -> LLMClie
     envelope = body.get("error", body) if isinstance(body, dict) else None
     error = _from_object(status, envelope if isinstance(envelope, dict) else {})
     with contextlib.suppress(KeyError, ValueError):
-        error.retry_after_s = float(headers["retry-after"])
+        seconds = float(headers["retry-after"])
+        error.retry_after_s = seconds if seconds >= 0 else None
     return error
 
 
@@ -114,32 +115,44 @@ def whole(data: bytes) -> dict[str, Any]:
 
 
 class Pieces:
-    """Text of a stream, line by line, and whether it came to its end."""
+    """Texts of a stream, and whether it came to its end.
+
+    A line ends at its line feed alone: httpx's lines also end at U+2028 and the like, which JSON has as they are.
+    """
 
     def __init__(self) -> None:
         self.done = False
+        self._unfinished = b""
 
-    def of_line(self, line: str) -> str:
-        """Return the text in a line of the stream, often none.
+    def feed(self, data: bytes) -> Iterator[str]:
+        """Yield the texts of the lines that `data` completes.
 
         Raises:
             LLMClientError: the server ended the stream with an error.
         """
-        data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
-        if data == "[DONE]":
+        *lines, self._unfinished = (self._unfinished + data).split(b"\n")
+        for line in lines:
+            if text := self._of_line(line):
+                yield text
+
+    def check_done(self) -> None:
+        """Raise ServerFailed unless the stream came to its end, or what it ended with."""
+        for _ in self.feed(b"\n"):
+            pass
+        if not self.done:
+            raise ServerFailed("the stream broke off")
+
+    def _of_line(self, line: bytes) -> str:
+        data = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
+        if data == b"[DONE]":
             self.done = True
-        if not data or data == "[DONE]":
+        if not data or data == b"[DONE]":
             return ""
-        chunk = whole(data.encode())
+        chunk = whole(data)
         if isinstance(chunk.get("error"), dict):
             raise _from_object(500, chunk["error"])
         choices = chunk.get("choices") or [{}]
         return str((choices[0].get("delta") or {}).get("content") or "")
-
-    def check_done(self) -> None:
-        """Raise ServerFailed unless the stream came to its end."""
-        if not self.done:
-            raise ServerFailed("the stream broke off")
 
 
 def text_of(answer: Mapping[str, Any]) -> tuple[str, bool]:

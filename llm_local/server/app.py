@@ -8,37 +8,29 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import cache
 
 from fastapi import FastAPI, Request
 from fastapi_offline import FastAPIOffline
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
-from llm_local import __version__
 from llm_local.engine.warm import warm
 from llm_local.errors import Draining, LLMLocalError
 from llm_local.server import errors, forward, info
 from llm_local.server.access import Access
 from llm_local.server.chat import apply_template, chat_completions
 from llm_local.server.completions import completions
+from llm_local.server.documentation import document
 from llm_local.server.embeddings import embeddings
 from llm_local.server.engine_metrics import EngineMetrics
 from llm_local.server.keys import Keys
 from llm_local.server.metrics import metrics
 from llm_local.server.middleware import EXPOSED_HEADERS, ApiKeys, LastNet, RequestIds
 from llm_local.server.runtime import Loaded, Runtime
-from llm_local.server.schema import (
-    ApplyTemplateRequest,
-    ChatRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    EmbeddingRequest,
-    TokenizeRequest,
-)
 from llm_local.server.stream import ClientLeft
 from llm_local.server.upstream_metrics import UpstreamMetrics
 
@@ -46,60 +38,29 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[Request], Awaitable[Response]]
 
-POSTS: list[tuple[str, Handler, type[BaseModel]]] = [
-    ("/v1/chat/completions", chat_completions, ChatRequest),
-    ("/v1/completions", completions, CompletionRequest),
-    ("/v1/embeddings", embeddings, EmbeddingRequest),
-    ("/tokenize", info.tokenize, TokenizeRequest),
-    ("/detokenize", info.detokenize, DetokenizeRequest),
-    ("/apply-template", apply_template, ApplyTemplateRequest),
-]
-GETS: list[tuple[str, Handler]] = [
-    ("/v1/models", info.list_models),
-    ("/v1/models/{id:path}", info.get_model),
-    ("/health", info.health),
-    ("/health/ready", info.health),
-    ("/health/live", info.live),
-    ("/metrics", metrics),
-]
-FORWARDED_POSTS: list[tuple[str, Handler, type[BaseModel]]] = [
-    (path, forward.forward, body) for path, _, body in POSTS if path.startswith("/v1/")
-]
-FORWARDED_GETS: list[tuple[str, Handler]] = [
-    ("/v1/models", forward.list_models),
-    ("/v1/models/{id:path}", forward.get_model),
-    ("/health", forward.health),
-    ("/health/ready", forward.health),
-    ("/health/live", info.live),
-    ("/metrics", metrics),
-]
-ERROR_SCHEMA = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-        }
-    },
+POSTS: dict[str, Handler] = {
+    "/v1/chat/completions": chat_completions,
+    "/v1/completions": completions,
+    "/v1/embeddings": embeddings,
+    "/tokenize": info.tokenize,
+    "/detokenize": info.detokenize,
+    "/apply-template": apply_template,
 }
-ERRORS = {
-    "400": "The request is wrong; `param` names the field.",
-    "401": "The API key is missing or wrong.",
-    "404": "No such model.",
-    "413": "The body is too large.",
-    "415": "The body is not JSON.",
-    "429": "The queue is full; `Retry-After` says when to come back.",
-    "500": "An internal error.",
-    "502": "The upstream failed.",
-    "503": "Loading, draining or dead.",
-    "504": "The deadline passed.",
+GETS: dict[str, Handler] = {
+    "/v1/models": info.list_models,
+    "/v1/models/{id:path}": info.get_model,
+    "/health": info.health,
+    "/health/ready": info.health,
+    "/health/live": info.live,
+    "/metrics": metrics,
+}
+FORWARDED_POSTS: dict[str, Handler] = {path: forward.forward for path in POSTS if path.startswith("/v1/")}
+FORWARDED_GETS: dict[str, Handler] = {
+    **GETS,
+    "/v1/models": forward.list_models,
+    "/v1/models/{id:path}": forward.get_model,
+    "/health": forward.health,
+    "/health/ready": forward.health,
 }
 
 
@@ -123,13 +84,7 @@ def create_app(runtime: Runtime, on_failure: Callable[[], None] = lambda: None) 
         if runtime.tracing is not None:
             await runtime.tracing.close()
 
-    app: FastAPI = FastAPIOffline(
-        title="llm_local",
-        version=__version__,
-        description="OpenAI's API over one local GGUF model.",
-        lifespan=lifespan,
-        redirect_slashes=False,
-    )
+    app: FastAPI = FastAPIOffline(title="llm_local", lifespan=lifespan, redirect_slashes=False)
     app.state.runtime = runtime
     runtime.metrics.registry.register(EngineMetrics(runtime))
     errors.install(app)
@@ -138,19 +93,11 @@ def create_app(runtime: Runtime, on_failure: Callable[[], None] = lambda: None) 
     if runtime.upstream is not None:
         app.state.upstream_metrics = UpstreamMetrics(runtime.metrics.registry)
     posts, gets = (POSTS, GETS) if runtime.upstream is None else (FORWARDED_POSTS, FORWARDED_GETS)
-    for path, handler, body in posts:
-        _add(app, path, handler, "POST", _body_schema(body))
-    for path, handler in gets:
-        _add(app, path, handler, "GET", {})
+    for method, routes in (("POST", posts), ("GET", gets)):
+        for path, handler in routes.items():
+            _add(app, path, handler, method)
     _add_middleware(app, runtime)
-    plain = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = plain()
-        document.setdefault("components", {}).setdefault("schemas", {}).update(_schemas())
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]
+    app.openapi = cache(lambda: document([*posts, *gets], keyed=runtime.keys is not None))  # type: ignore[method-assign]
     return app
 
 
@@ -220,67 +167,18 @@ async def _warm(runtime: Runtime, loaded: Loaded) -> None:
         runtime.warming = None
 
 
-def _add(app: FastAPI, path: str, handler: Handler, method: str, extra: dict[str, Any]) -> None:
-    """Add a route, and for OpenAI's own the same without `/v1`."""
-    for shown, alias in ((True, path), (False, path.removeprefix("/v1"))):
-        if shown or alias != path:
-            app.add_api_route(
-                alias,
-                handler,
-                methods=[method],
-                response_class=Response,
-                include_in_schema=shown,
-                openapi_extra=extra | _path_parameters(path),
-                responses=_responses(method),
-                summary=(handler.__doc__ or "").strip().splitlines()[0].rstrip("."),
-            )
+def _add(app: FastAPI, path: str, handler: Handler, method: str) -> None:
+    """Add a route, and for OpenAI's own the same without `/v1`. What answers GET answers HEAD."""
+    for each in dict.fromkeys((path, path.removeprefix("/v1"))):
+        app.router.routes.append(_Route(each, handler, methods=[method]))
 
 
-def _path_parameters(path: str) -> dict[str, Any]:
-    if "{id" not in path:
-        return {}
-    return {"parameters": [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]}
+class _Route(Route):
+    """Tells `access.py` where a request went."""
 
-
-def _responses(method: str) -> dict[int | str, dict[str, Any]]:
-    wanted = ERRORS if method == "POST" else {code: ERRORS[code] for code in ("401", "404", "500", "503")}
-    content = {"application/json": {"schema": ERROR_SCHEMA}}
-    answers: dict[int | str, dict[str, Any]] = {
-        code: {"description": text, "content": content} for code, text in wanted.items()
-    }
-    answers[200] = {
-        "description": "The answer; with `stream`, server-sent events.",
-        "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
-    }
-    return answers
-
-
-def _body_schema(body: type[BaseModel]) -> dict[str, Any]:
-    reference = {"$ref": f"#/components/schemas/{body.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}}
-
-
-def _schemas() -> dict[str, Any]:
-    bodies = [(body, "validation") for _, _, body in POSTS]
-    _, document = models_json_schema(bodies, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
-    schemas: dict[str, Any] = document["$defs"]
-    for schema in schemas.values():
-        required = schema.get("required", ())
-        for name, field in schema.get("properties", {}).items():
-            if name not in required:
-                schema["properties"][name] = _or_null(field)
-    return schemas
-
-
-def _or_null(field: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of a field that may be null, which is the same as leaving it out."""
-    null = {"type": "null"}
-    if not {"type", "anyOf", "$ref", "const", "enum"} & set(field) or null in field.get("anyOf", ()):
-        return field
-    notes: dict[str, Any] = {name: field[name] for name in ("title", "description", "default") if name in field}
-    inner = {name: value for name, value in field.items() if name not in notes}
-    branches = inner["anyOf"] if set(inner) == {"anyOf"} else [inner]
-    return {**notes, "anyOf": [*branches, null]}
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child = super().matches(scope)
+        return match, {**child, "route": self}
 
 
 async def _nobody_to_answer(_request: Request, _error: Exception) -> Response:

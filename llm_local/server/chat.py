@@ -12,7 +12,7 @@ from llm_local.engine.stream import Stream
 from llm_local.engine.types import Delta, Progress, Usage
 from llm_local.server.answers import Choice, Envelope, chat_logprobs, timings_json, usage_json
 from llm_local.server.body import read_body
-from llm_local.server.generation import check_served, constraint_spec, generation_requests, start
+from llm_local.server.generation import check_served, constraint_spec, generation_requests, sampling_params, start
 from llm_local.server.prompt import prediction_tokens, prompt_tokens, render
 from llm_local.server.requestlog import RequestRecord, record_of
 from llm_local.server.runtime import Runtime
@@ -35,14 +35,15 @@ async def chat_completions(request: Request) -> Response:
     prompt = await runtime.in_worker(prompt_tokens, body, loaded)
     prediction = await runtime.in_worker(prediction_tokens, body, loaded) if body.prediction is not None else []
     maximum = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
     requests = generation_requests(
         body,
         loaded,
         runtime.settings,
         prompt,
+        sampling_params(body, runtime.settings, loaded.model.vocabulary, logprobs),
         max_tokens=maximum,
         n=body.n,
-        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         param="messages",
         prediction=prediction,
     )

@@ -21,6 +21,7 @@ from llm_local.server.generation import (
     check_tokens,
     constraint_spec,
     generation_requests,
+    sampling_params,
     start,
 )
 from llm_local.server.requestlog import RequestRecord, record_of
@@ -53,6 +54,7 @@ async def completions(request: Request) -> Response:
         )
     prompts = await runtime.in_worker(_prompts, body, loaded.model.vocabulary, loaded.engine.window)
     logprobs = body.logprobs if body.logprobs is not None else (0 if best_of > body.n else None)
+    params = sampling_params(body, runtime.settings, loaded.model.vocabulary, logprobs)
     requests = [
         one
         for prompt in prompts
@@ -61,9 +63,9 @@ async def completions(request: Request) -> Response:
             loaded,
             runtime.settings,
             prompt.tokens,
+            params,
             max_tokens=body.max_tokens,
             n=best_of,
-            logprobs=logprobs,
             param="prompt",
             prompt_logprobs=body.echo and body.logprobs is not None,
         )

@@ -1,7 +1,7 @@
 """One client's connection, with the limits that uvicorn's own has not: connections, size of a head, time to send.
 
-A client that connects and says nothing, or sends a byte a second, would otherwise stay for ever, and a head could have
-any size (llhttp, which parses it, has no limit of its own). Event loop.
+A client that connects and says nothing, sends a byte a second, or reads nothing of its answer would otherwise stay for
+ever, and a head could have any size (llhttp, which parses it, has no limit of its own). Event loop.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from llm_local.config import Settings
 from llm_local.errors import HeadersTooLarge, LLMLocalError, ReceiveTimeout, RequestError, TooManyConnections
+from llm_local.server.metrics import Metrics
+from llm_local.server.middleware import new_request_id
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +30,15 @@ _UPGRADE = re.compile(rb"(?i)(?<=\r\n)upgrade(?=[ \t]*:)")
 class Connection(HttpToolsProtocol):
     """Uvicorn's protocol with limits. An error before the application has the request is OpenAI's envelope too."""
 
-    def __init__(self, settings: Settings, **options: Any) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, **options: Any) -> None:
         super().__init__(**options)
+        self._metrics = metrics
         self._max_connections = settings.max_connections
         self._max_head = settings.max_header_bytes
         self._receive_s = settings.receive_timeout
+        self._send_s = settings.send_timeout
         self._timer: asyncio.TimerHandle | None = None
+        self._reader_timer: asyncio.TimerHandle | None = None
         self._in_message = False
         self._in_head = False
         self._head_bytes = 0
@@ -56,7 +61,18 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._stop_timer()
+        self._stop_reader_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client reads slower than the answer is written: see whether it reads at all."""
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        self._stop_reader_timer()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; a head that is too large ends the connection."""
@@ -131,6 +147,27 @@ class Connection(HttpToolsProtocol):
             self._timer.cancel()
             self._timer = None
 
+    def _watch_reader(self) -> None:
+        unread = self.transport.get_write_buffer_size()
+        self._reader_timer = self.loop.call_later(self._send_s, self._look_at_reader, unread)
+
+    def _stop_reader_timer(self) -> None:
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
+
+    def _look_at_reader(self, before: int) -> None:
+        """End a connection that is written, and of which nothing was read since the last look.
+
+        (Closing waits for what is unread. While an answer is made, its stream looks after its reader.)
+        """
+        written = self.transport.is_closing() or self.cycle is None or self.cycle.response_complete
+        if written and self.transport.get_write_buffer_size() >= before:
+            log.warning("ended the connection of a client that took nothing for %.0f s", self._send_s)
+            self.transport.abort()
+        else:
+            self._watch_reader()
+
     def _too_slow(self) -> None:
         self._timer = None
         if self.pipeline or (self._in_head and self.cycle is not None and not self.cycle.response_complete):
@@ -142,6 +179,7 @@ class Connection(HttpToolsProtocol):
         """Close the connection, with an answer where none has begun."""
         self._stop_timer()
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            self._metrics.refused(error)
             self.transport.write(_raw(error))
         self.transport.close()
 
@@ -158,6 +196,7 @@ def _without_upgrade(data: bytes) -> bytes:
 
 def _raw(error: LLMLocalError) -> bytes:
     body = orjson.dumps(error.envelope())
+    more = b"x-request-id: %s\r\nx-content-type-options: nosniff\r\n" % new_request_id().encode()
     retry = b"" if error.retry_after_s is None else b"retry-after: %d\r\n" % error.retry_after_s
     head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
-    return STATUS_LINE[error.status] + head + retry + b"\r\n" + body
+    return STATUS_LINE[error.status] + head + more + retry + b"\r\n" + body

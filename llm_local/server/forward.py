@@ -11,7 +11,8 @@ from llm_local.errors import LLMLocalError, ModelNotFound
 from llm_local.server.body import read_object
 from llm_local.server.info import not_ready
 from llm_local.server.stream import json_response, sse, unless_client_leaves
-from llm_local.server.upstream import Exchange, Upstream
+from llm_local.server.upstream import Upstream
+from llm_local.server.upstream_exchange import Exchange
 from llm_local.server.upstream_metrics import UpstreamMetrics
 
 
@@ -46,7 +47,8 @@ async def get_model(request: Request) -> Response:
     upstream: Upstream = request.app.state.runtime.upstream
     name, models = request.path_params["id"], await upstream.models()
     for model in models:
-        if name in (model["id"], *model.get("aliases", ())):
+        aliases = model.get("aliases")
+        if name in (model["id"], *(aliases if isinstance(aliases, list) else ())):
             return json_response(model)
     served = ", ".join(f"'{model['id']}'" for model in models)
     raise ModelNotFound(f"The model '{name}' does not exist here. Served: {served}.", param="model")

@@ -15,7 +15,7 @@ from llm_local.engine.types import GenerationRequest, SamplingParams
 from llm_local.errors import ContextLengthExceeded, RequestError, UnsupportedParameter
 from llm_local.server.runtime import Loaded, Runtime, Vocabulary
 from llm_local.server.schema import ChatRequest, SamplingFields
-from llm_local.structured.spec import CallsSpec, ChoiceSpec, GbnfSpec, RegexSpec, Spec
+from llm_local.structured.spec import CallsSpec, ChoiceSpec, GbnfSpec, JsonSpec, RegexSpec, Spec
 
 MAX_BIAS_TEXT = 256
 
@@ -51,6 +51,8 @@ def constraint_spec(body: SamplingFields, settings: Settings, calls: CallsSpec |
         given.append(("grammar", GbnfSpec(body.grammar)))
     if body.guided_regex is not None:
         given.append(("guided_regex", RegexSpec(body.guided_regex)))
+    if body.json_schema is not None:
+        given.append(("json_schema", JsonSpec(body.json_schema, "json_schema")))
     if body.guided_choice is not None:
         given.append(("guided_choice", ChoiceSpec(tuple(body.guided_choice))))
     if isinstance(body, ChatRequest) and body.response_format is not None:
@@ -107,10 +109,10 @@ def generation_requests(
     loaded: Loaded,
     settings: Settings,
     prompt: SequenceOf[int],
+    params: SamplingParams,
     *,
     max_tokens: int | None,
     n: int,
-    logprobs: int | None,
     param: str,
     prompt_logprobs: bool = False,
     prediction: SequenceOf[int] = (),
@@ -134,7 +136,6 @@ def generation_requests(
         )
     timeout = min(body.timeout or settings.request_timeout, settings.request_timeout)
     deadline = time.monotonic() + timeout
-    params = sampling_params(body, settings, loaded.model.vocabulary, logprobs)
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     return [
         GenerationRequest(

@@ -24,6 +24,7 @@ from prometheus_client import (
 from starlette.responses import Response
 
 from llm_local.engine.types import FinishReason, Usage
+from llm_local.errors import LLMLocalError
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
 """Bounds for what takes as long as a request."""
@@ -101,6 +102,10 @@ class Metrics:
             self._errors.labels(error).inc()
         if given_up is not None:
             self._cancelled.labels(given_up).inc()
+
+    def refused(self, error: LLMLocalError) -> None:
+        """Count what a connection was refused with, before there was a request to count."""
+        self._errors.labels(error.code or error.type).inc()
 
     def answers_ended(
         self, usages: SequenceOf[Usage], finishes: SequenceOf[FinishReason | None], n_prompts: int = 1

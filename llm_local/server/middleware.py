@@ -20,6 +20,11 @@ KEY_BUSY_RETRY_S = 1
 _SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
+def new_request_id() -> str:
+    """Return an id that no other request has."""
+    return f"req_{secrets.token_hex(12)}"
+
+
 class RequestIds:
     """Gives every answer an `x-request-id`: the client's own, if it sent a sane one, else a new one.
 
@@ -35,7 +40,7 @@ class RequestIds:
             await self._app(scope, receive, send)
             return
         sent = Headers(scope=scope).get("x-request-id", "")
-        request_id = sent if _SAFE_ID.fullmatch(sent) else f"req_{secrets.token_hex(12)}"
+        request_id = sent if _SAFE_ID.fullmatch(sent) else new_request_id()
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:

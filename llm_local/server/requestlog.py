@@ -17,7 +17,7 @@ from typing import Any
 from fastapi import Request
 
 from llm_local.engine.types import Delta, FinishReason, Usage
-from llm_local.errors import DeadlineExceeded, LLMLocalError
+from llm_local.errors import DeadlineExceeded, LLMLocalError, UpstreamRefused
 from llm_local.server.metrics import Metrics
 from llm_local.server.schema import EmbeddingRequest, SamplingFields
 
@@ -121,7 +121,9 @@ class RequestRecord:
 
     def failed(self, error: LLMLocalError) -> None:
         """Note the error that it is answered with."""
-        self.error = error.code or error.type
+        # What an upstream calls its errors could be anything, and each would be a time series.
+        passed_on = isinstance(error, UpstreamRefused)
+        self.error = f"http_{error.status}" if passed_on else error.code or error.type
         if isinstance(error, DeadlineExceeded):
             self.given_up = "deadline"
 

@@ -193,6 +193,8 @@ class Runtime:
         """End what still runs with an error, which goes out to its client."""
         if self.loaded is not None:
             await self.loaded.engine.stop()
+        if self.upstream is not None:
+            self.upstream.end()
 
     async def loading(self) -> Loaded:
         """Load on a thread of its own, which the process need not wait for at its end.

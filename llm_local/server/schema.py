@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from llm_local.server.body import Body
 from llm_local.structured.spec import JsonSpec
@@ -14,7 +14,18 @@ TokenId = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 
 Tokens = Annotated[list[TokenId], Field(fail_fast=True)]
-Inputs = str | Tokens | Annotated[list[str], Field(fail_fast=True)] | Annotated[list[Tokens], Field(fail_fast=True)]
+Texts = Annotated[list[str], Field(fail_fast=True)]
+Inputs = str | Tokens | Texts | Annotated[list[Tokens], Field(fail_fast=True)]
+
+
+def _only_false(value: bool) -> bool:
+    if value:
+        raise ValueError("must be a number, or false, which bans")
+    return value
+
+
+# No `Literal[False]`, which takes 0 for the same.
+Ban = Annotated[bool, AfterValidator(_only_false), WithJsonSchema({"const": False})]
 
 MAX_STOPS = 16
 MAX_TOOLS = 128
@@ -54,10 +65,10 @@ class SamplingFields(Body):
     dry_sequence_breakers: Annotated[list[Text], Field(max_length=16)] = Field(default=["\n", ":", '"', "*"])
     xtc_probability: Probability = 0.0
     xtc_threshold: Probability = 0.1
-    mirostat: Literal[0, 1, 2] = 0
+    mirostat: Annotated[int, Field(ge=0, le=2)] = 0
     mirostat_tau: Annotated[float, Field(ge=0, le=100)] = 5.0
     mirostat_eta: Annotated[float, Field(ge=0, le=1)] = 0.1
-    logit_bias: dict[str, Literal[False] | Annotated[float, Field(ge=-100, le=100)]] = Field(
+    logit_bias: dict[str, Ban | Annotated[float, Field(ge=-100, le=100)]] = Field(
         default={}, description="token id, or text that is tokenized, to a bias; false bans"
     )
     ignore_eos: bool = False
@@ -69,7 +80,8 @@ class SamplingFields(Body):
     user: str | None = None
     grammar: Text | None = Field(None, description="GBNF, llama.cpp's grammar language, that the answer must match")
     guided_regex: Text | None = Field(None, description="regular expression that the whole answer must match")
-    guided_choice: list[str] | None = Field(None, description="texts of which the answer must be one")
+    guided_choice: Texts | None = Field(None, description="texts of which the answer must be one")
+    json_schema: dict[str, Any] | None = Field(None, description="of the answer, as in llama.cpp; see response_format")
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> SamplingFields:
@@ -96,6 +108,7 @@ class FunctionCall(Body):
 
     name: str
     arguments: str
+    parsed_arguments: Any = Field(None, description="what OpenAI's SDK keeps beside them; not looked at")
 
 
 class ToolCall(Body):
@@ -142,7 +155,7 @@ class AllowedToolsChoice(Body):
     """A subset of the tools."""
 
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedTool], Field(min_length=1)]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
 
 
 class AllowedTools(Body):
@@ -150,6 +163,9 @@ class AllowedTools(Body):
 
     type: Literal["allowed_tools"]
     allowed_tools: AllowedToolsChoice
+
+
+ToolChoice = Annotated[NamedTool | AllowedTools, Field(discriminator="type")]
 
 
 class SystemMessage(Body):
@@ -185,7 +201,8 @@ class AssistantMessage(Body):
     refusal: str | None = None
     reasoning_content: str | None = None
     annotations: list[Any] | None = None
-    tool_calls: list[ToolCall] | None = None
+    parsed: Any = Field(None, description="what OpenAI's SDK keeps beside the content; not looked at")
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
     function_call: FunctionCall | None = Field(None, description="the deprecated form of tool_calls")
 
     @model_validator(mode="after")
@@ -221,7 +238,7 @@ ChatMessage = Annotated[
 class JsonSchemaFormat(Body):
     """`response_format.json_schema`. Every schema is enforced, whether `strict` says so or not."""
 
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")] | None = Field(None, description="shown to nobody")
     description: str | None = None
     schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
     strict: bool | None = None
@@ -268,12 +285,12 @@ class ChatRequest(SamplingFields):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     functions: Annotated[list[FunctionDefinition], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     function_call: Literal["none", "auto"] | NamedFunction | None = None
     prediction: Prediction | None = Field(None, description="text that the answer may repeat, which makes it faster")
-    modalities: list[str] | None = None
+    modalities: Texts | None = None
     audio: dict[str, Any] | None = None
     web_search_options: dict[str, Any] | None = None
     moderation: Any = None

@@ -17,8 +17,9 @@ import orjson
 
 from llm_local import __version__
 from llm_local.config import Settings
-from llm_local.errors import DeadlineExceeded, Draining, LLMLocalError, ModelNotFound, QueueFull, UpstreamUnavailable
+from llm_local.errors import Draining, LLMLocalError, ModelNotFound, QueueFull, UpstreamUnavailable
 from llm_local.server.upstream_errors import from_answer, from_exception, no_listing
+from llm_local.server.upstream_exchange import Exchange
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +28,6 @@ LISTING_S = 5.0
 """How long the upstream may take to list its models, by which its health is known."""
 LISTING_AGE_S = 30.0
 """How old the list may be by which the sole model of the upstream gets our names."""
-MAX_ERROR_BYTES = 65536
-EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 
 
 class Upstream:
@@ -43,7 +42,7 @@ class Upstream:
         self.url: str = settings.upstream_url
         self.model: str | None = settings.upstream_model
         self.names = names
-        self.n_open = 0
+        self._open: set[Exchange] = set()
         self._max_open = max(settings.queue_max, 1)
         self._timeout_s = settings.request_timeout
         self.draining = False
@@ -60,6 +59,11 @@ class Upstream:
         url = httpx.URL(self.url)
         return str(url.copy_with(userinfo=b""))
 
+    @property
+    def n_open(self) -> int:
+        """Requests that are at the upstream."""
+        return len(self._open)
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep connections open."""
@@ -73,6 +77,11 @@ class Upstream:
     def drain(self) -> None:
         """Take no more requests. Any thread."""
         self.draining = True
+
+    def end(self) -> None:
+        """End what is still at the upstream with an error, which goes out to its client."""
+        for exchange in list(self._open):
+            exchange.end()
 
     async def check(self) -> None:
         """Ask whether requests would be answered.
@@ -109,10 +118,12 @@ class Upstream:
             raise Draining("The server is shutting down.", retry_after_s=5)
         if self.n_open >= self._max_open:
             raise QueueFull(f"The server is busy: {self.n_open} requests are at the upstream.", retry_after_s=1)
-        self.n_open += 1
-        exchange = Exchange(self, time.monotonic() + self._seconds(body))
+        exchange = Exchange(self.shown, time.monotonic() + self._seconds(body), self._open)
         try:
-            await exchange.send(self._http, path, body, request_id)
+            async with exchange.guard():
+                renamed = {**body, "model": await self.named(_name(body))}
+            log.debug("%s goes to %s%s as %s", request_id, self.shown, path, renamed["model"])
+            await exchange.send(self._http, self.url, path, renamed, request_id)
         except BaseException:
             exchange.close()
             raise
@@ -175,113 +186,9 @@ class Upstream:
             log.info("ready: the upstream serves %s", ", ".join(names))
 
 
-class Exchange:
-    """One request at the upstream and its answer. `close` ends it at any point, and the upstream notices."""
-
-    def __init__(self, upstream: Upstream, deadline: float) -> None:
-        self.status = 0
-        self.began = time.monotonic()
-        self.first_byte_s: float | None = None
-        self._upstream = upstream
-        self._deadline = deadline
-        self._answer: httpx.Response | None = None
-        self._closing: asyncio.Task[None] | None = None
-        self._open = True
-
-    @property
-    def streams(self) -> bool:
-        """Whether the answer comes as server-sent events."""
-        assert self._answer is not None
-        return str(self._answer.headers.get("content-type", "")).startswith("text/event-stream")
-
-    async def send(self, http: httpx.AsyncClient, path: str, body: Mapping[str, Any], request_id: str) -> None:
-        """Send the request and read the head of the answer; of an error, all of it.
-
-        Raises:
-            DeadlineExceeded, ModelNotFound, UpstreamRefused, UpstreamFailed, UpstreamUnavailable: it failed.
-        """
-        async with self._guard():
-            renamed = {**body, "model": await self._upstream.named(_name(body))}
-            log.debug("%s goes to %s%s as %s", request_id, self._upstream.shown, path, renamed["model"])
-            request = http.build_request(
-                "POST",
-                self._upstream.url + path,
-                content=orjson.dumps(renamed),
-                headers={"Content-Type": "application/json", "X-Request-Id": request_id},
-            )
-            self._answer = answer = await http.send(request, stream=True)
-            self.status = answer.status_code
-            if not answer.is_success:
-                raise from_answer(answer.status_code, answer.headers, await _read_some(answer), path)
-
-    async def read(self) -> bytes:
-        """Return the whole answer.
-
-        Raises:
-            DeadlineExceeded, UpstreamFailed: it did not come.
-        """
-        assert self._answer is not None
-        async with self._guard():
-            data = await self._answer.aread()
-        self.first_byte_s = time.monotonic() - self.began
-        return data
-
-    async def events(self) -> AsyncIterator[bytes]:
-        """Yield what comes, as soon as it is a whole event, so that a comment never falls into one.
-
-        Raises:
-            DeadlineExceeded, UpstreamFailed: it broke off.
-        """
-        assert self._answer is not None
-        chunks, tail = self._answer.aiter_raw(), b""
-        while True:
-            async with self._guard():
-                chunk = await anext(chunks, None)
-            if chunk is None:
-                break
-            if self.first_byte_s is None:
-                self.first_byte_s = time.monotonic() - self.began
-            data = tail + chunk
-            end = max((data.rfind(mark) + len(mark) for mark in EVENT_ENDS if mark in data), default=0)
-            tail = data[end:]
-            if end:
-                yield data[:end]
-        if tail:
-            yield tail
-
-    def close(self) -> None:
-        """End it; nothing happens the second time."""
-        if not self._open:
-            return
-        self._open = False
-        self._upstream.n_open -= 1
-        if self._answer is not None:
-            self._closing = asyncio.create_task(self._answer.aclose())
-
-    @asynccontextmanager
-    async def _guard(self) -> AsyncIterator[None]:
-        """Turn time-outs and broken connections into our errors."""
-        try:
-            async with asyncio.timeout(self._deadline - time.monotonic()):
-                yield
-        except TimeoutError:
-            raise DeadlineExceeded("The request's deadline passed.") from None
-        except httpx.HTTPError as error:
-            raise from_exception(error, self._upstream.shown) from None
-
-
 def _name(body: Mapping[str, Any]) -> str | None:
     name = body.get("model")
     return name if isinstance(name, str) else None
-
-
-async def _read_some(answer: httpx.Response) -> bytes:
-    data = b""
-    async for chunk in answer.aiter_raw():
-        data += chunk
-        if len(data) >= MAX_ERROR_BYTES:
-            break
-    return data
 
 
 def _entries(data: bytes) -> list[dict[str, Any]]:

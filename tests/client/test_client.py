@@ -269,6 +269,14 @@ def test_a_pause_that_would_outlast_the_timeout_is_not_made(faulty: tuple[Faulty
     assert app.n_seen >= 1
 
 
+@pytest.mark.parametrize("retry_after", ["-1", "nan", "soon", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_a_pause_that_is_none_is_ours(faulty: tuple[Faulty, str], retry_after: str) -> None:
+    app, url = faulty
+    app.chunks, app.first = [answer_with("ok")], [(503, {"retry-after": retry_after}, b"")]
+    with LocalLLMClient(target(url)) as client:
+        assert client.chat_completion(MESSAGES)["choices"]
+
+
 def test_a_wrong_request_is_not_asked_again(faulty: tuple[Faulty, str]) -> None:
     app, url = faulty
     app.status, app.chunks = 400, [b'{"object": "error", "message": "bad", "code": 400}']
@@ -345,6 +353,26 @@ def test_a_stream_that_does_not_end_well_is_an_error(faulty: tuple[Faulty, str],
 
     with pytest.raises(ServerFailed, match=says):
         asyncio.run(asynchronous())
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
+def test_a_stream_may_have_what_other_texts_end_lines_with(faulty: tuple[Faulty, str], end: bytes) -> None:
+    app, url = faulty
+    text = "one\u2028two\u2029three\x85four"
+    event = json.dumps({"choices": [{"delta": {"content": text}}]}, ensure_ascii=False)
+    sent = b"data: " + event.encode() + end + b"data: [DONE]"  # The last line may lack its end.
+    app.chunks, app.headers = (
+        [sent[at : at + 9] for at in range(0, len(sent), 9)],
+        {"content-type": "text/event-stream"},
+    )
+    with LocalLLMClient(target(url)) as client:
+        assert list(client.chat_completion(MESSAGES, stream=True)) == [text]
+
+    async def asynchronous() -> list[str]:
+        async with AsyncLocalLLMClient(target(url)) as client:
+            return [piece async for piece in await client.chat_completion(MESSAGES, stream=True)]
+
+    assert asyncio.run(asynchronous()) == [text]
 
 
 @pytest.mark.parametrize("body", [b"", b"[1]", b'{"choices": []}'])

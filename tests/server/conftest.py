@@ -159,7 +159,7 @@ def serving(
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            http=partial(Connection, chosen),
+            http=partial(Connection, chosen, runtime.metrics),
             ws="none",
             log_config=None,
             access_log=False,

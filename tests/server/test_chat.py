@@ -11,9 +11,12 @@ import httpx
 import openai
 import pytest
 
+from llm_local.config import Settings
 from llm_local.engine.types import SamplingParams
+from llm_local.server.generation import sampling_params
+from llm_local.server.schema import ChatRequest
 from tests.fakes import END, expected_tokens
-from tests.server.conftest import Served
+from tests.server.conftest import ByteVocabulary, Served
 
 GREEDY = {"temperature": 0}
 MESSAGES: list[Any] = [{"role": "user", "content": "Привет"}]
@@ -196,11 +199,27 @@ def test_timings_and_progress_come_when_asked_for(http: httpx.Client) -> None:
     assert all("timings" in chunk for chunk in chunks if chunk["choices"][0]["delta"].get("content"))
 
 
+def test_a_bias_of_zero_changes_nothing_and_false_bans() -> None:
+    vocabulary = ByteVocabulary()
+    body = ChatRequest.model_validate({"messages": MESSAGES, "logit_bias": {"5": 0, "6": 0.0, "7": False, "8": -1}})
+    params = sampling_params(body, Settings(), vocabulary, None)
+    assert dict(params.logit_bias) == {5: 0, 6: 0, 7: float("-inf"), 8: -1}
+
+
+@pytest.mark.parametrize("value", [False, True, 0.0, 3, "1"])
+def test_mirostat_is_0_1_or_2(http: httpx.Client, value: Any) -> None:
+    answer = http.post("/v1/chat/completions", json={"messages": MESSAGES, "mirostat": value})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "mirostat")
+
+
 def test_logit_bias_takes_ids_text_and_false(http: httpx.Client) -> None:
     # The fake ignores biases; what is tested here is that they are understood and checked.
     ok = http.post(
         "/v1/chat/completions", json={"messages": MESSAGES, "max_tokens": 1, "logit_bias": {"5": 3, "да": False}}
     )
     assert ok.status_code == 200
+    for value in (True, None, "0", 101):
+        wrong = http.post("/v1/chat/completions", json={"messages": MESSAGES, "logit_bias": {"5": value}})
+        assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "logit_bias.5")
     wrong = http.post("/v1/chat/completions", json={"messages": MESSAGES, "logit_bias": {"999": 1}})
     assert wrong.json()["error"]["param"] == "logit_bias.999"

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import httpx
 import pytest
@@ -161,6 +162,7 @@ def test_a_connection_too_many_is_503_and_another_may_come_when_one_goes() -> No
     with serving(max_connections=2) as served:
         with connected(served) as one, connected(served) as two, connected(served) as three:
             assert error_of(rest(three)) == (503, "too_many_connections")
+            assert 'llm_local_errors_total{code="too_many_connections"} 1.0' in served.runtime.metrics.text().decode()
             for each in (one, two):
                 each.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
                 assert each.recv(1000).startswith(b"HTTP/1.1 200 ")
@@ -173,6 +175,50 @@ def test_a_connection_too_many_is_503_and_another_may_come_when_one_goes() -> No
         raise AssertionError("no connection became free")
 
 
+def stalled(served: Served, path: str, body: dict[str, Any]) -> socket.socket:
+    """Ask for something large, and read nothing."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(("127.0.0.1", served.port))
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    connection.sendall(head.encode() + data)
+    return connection
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/apply-template", {"messages": [{"role": "user", "content": "x" * 7_500_000}]}),
+        (CHAT, {**BODY, "max_tokens": 1400, "ignore_eos": True, "stream": True, "logprobs": True, "top_logprobs": 20,
+                "n": 4}),
+    ],
+    ids=["an answer", "a stream"],
+)  # fmt: skip
+def test_who_reads_nothing_of_an_answer_does_not_keep_its_connection(path: str, body: dict[str, Any]) -> None:
+    backend = FakeBackend(n_ctx=8192, n_batch=256, n_slots=8, n_outputs=40)
+    with serving(backend, window=1500, send_timeout=0.2, max_connections=1) as served, stalled(served, path, body):
+        end = time.monotonic() + 15
+        while httpx.get(served.url + "/health").status_code != 200:
+            assert time.monotonic() < end, "the connection is still there"
+            time.sleep(0.1)
+
+
+def test_who_reads_slowly_gets_the_whole_answer() -> None:
+    body = json.dumps({"messages": [{"role": "user", "content": "x" * 7_900_000}]}).encode()
+    with serving(send_timeout=0.5) as served, connected(served) as connection:
+        head = b"POST /apply-template HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(
+            body
+        )
+        connection.sendall(head + body)
+        began, size = time.monotonic(), 0
+        while data := connection.recv(200_000):
+            size += len(data)
+            time.sleep(0.03)
+        assert size > 7_900_000
+        assert time.monotonic() - began > 1
+
+
 @pytest.mark.parametrize(
     "sends", [b"\x16\x03\x01\x02\x00\x01\x00", b"hello\r\n\r\n", HEAD + b"Content-Length: -1\r\n\r\n"]
 )
@@ -182,6 +228,8 @@ def test_what_is_no_http_is_400_in_the_envelope(sends: bytes) -> None:
         data = rest(connection)
         assert data.startswith(b"HTTP/1.1 400 ")
         assert b'"type":"invalid_request_error"' in data
+        assert b"\r\nx-request-id: req_" in data
+        assert b"\r\nx-content-type-options: nosniff\r\n" in data
         assert alive(served)
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import threading
+import time
 from typing import Any
 
 import httpx
 import openai
+import orjson
 import pytest
 
 from llm_local.engine.admission import Admission
+from llm_local.server import body as body_module
 from tests.server.conftest import Served, serving
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -243,6 +248,48 @@ def test_a_body_of_countless_wrong_entries_is_refused_quickly(http: httpx.Client
         assert "at most 1024" in error_of(answer)["message"]
     answer = http.post("/v1/completions", json={"prompt": [-1] * 250_000})
     assert (answer.status_code, error_of(answer)["param"]) == (400, "prompt.0")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"guided_choice": [1] * 400_000}, "guided_choice.0"),
+        ({"modalities": [1] * 400_000}, "modalities.0"),
+        ({"messages": [{"role": "assistant", "tool_calls": [1] * 400_000}]}, "messages.0.tool_calls.0"),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [1] * 400_000}}},
+         "tool_choice.allowed_tools.tools.0"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)  # fmt: skip
+def test_a_list_of_countless_wrong_entries_is_refused_at_the_first(
+    http: httpx.Client, fields: dict[str, Any], param: str
+) -> None:
+    body = orjson.dumps({"messages": MESSAGES, **fields})
+    began = time.monotonic()
+    answer = http.post(CHAT, content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, error_of(answer)["param"]) == (400, param)
+    assert time.monotonic() - began < 1, "each of them would be an error of its own"
+
+
+def test_a_large_body_is_validated_off_the_event_loop(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    real = body_module._validated
+
+    def noting(data: bytes, kind: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return real(data, kind)
+
+    monkeypatch.setattr(body_module, "_validated", noting)
+    small, large = [*MESSAGES, *MESSAGES], [{"role": "user", "content": ""}] * 10_000
+    for messages, status in ((small, 200), (large, 400), ([*large, {"role": "robot"}], 400)):
+        assert http.post(CHAT, json={"messages": messages, "max_tokens": 1}).status_code == status
+    assert [name.startswith("worker") for name in threads] == [False, True, True]
+
+
+def test_a_message_has_no_words_of_python(http: httpx.Client) -> None:
+    for fields in ({"response_format": "json"}, {"messages": [1]}, {"tool_choice": 5}, {"stop": ["a"] * 17}):
+        message = error_of(http.post(CHAT, json={"messages": MESSAGES, **fields}))["message"]
+        assert not re.search("instance|extract|validation", message), message
 
 
 def test_arguments_nested_deeply_are_not_an_internal_error(http: httpx.Client) -> None:

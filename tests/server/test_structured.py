@@ -77,6 +77,16 @@ def test_json_object_is_an_object(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+def test_a_schema_may_come_in_the_field_of_llama_cpp_server(http: httpx.Client, path: str) -> None:
+    assert text_of(ask(http, path, json_schema={"const": "42"})) == '"42"'
+
+
+def test_a_schema_needs_no_name(http: httpx.Client) -> None:
+    given = {"type": "json_schema", "json_schema": {"schema": {"const": "42"}}}
+    assert text_of(ask(http, response_format=given)) == '"42"'
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
 def test_regular_expressions_choices_and_grammars(http: httpx.Client, path: str) -> None:
     assert re.fullmatch(r"[a-c]{2}-\d", text_of(ask(http, path, guided_regex=r"[a-c]{2}-\d")))
     assert text_of(ask(http, path, guided_choice=["red", "green"])) in ("red", "green")
@@ -105,6 +115,10 @@ class Answer(pydantic.BaseModel):
 def test_the_sdk_parses_what_comes_back(client: openai.OpenAI) -> None:
     answer = client.chat.completions.parse(model="fake", messages=MESSAGES, response_format=Answer, seed=1)
     assert isinstance(answer.choices[0].message.parsed, Answer)
+    said = answer.choices[0].message.model_dump(mode="json", warnings=False)
+    assert set(said["parsed"]) == {"reply", "score"}
+    again = client.chat.completions.create(model="fake", messages=[*MESSAGES, said, *MESSAGES], max_tokens=1)
+    assert again.choices, "as a dictionary it goes back whole"
 
 
 @pytest.mark.parametrize(
@@ -116,8 +130,6 @@ def test_the_sdk_parses_what_comes_back(client: openai.OpenAI) -> None:
          "not allowed"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}},
          "response_format.json_schema.name", None, "pattern"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
-         "response_format.json_schema.name", None, "Missing"),
         ({"response_format": json_schema({"type": "array", "unevaluatedItems": False})},
          "response_format.json_schema.schema", "invalid_json_schema", "#/unevaluatedItems: this keyword"),
         ({"response_format": json_schema({"type": "integer", "minimum": 5, "maximum": 1})},
@@ -133,6 +145,8 @@ def test_the_sdk_parses_what_comes_back(client: openai.OpenAI) -> None:
         ({"grammar": ""}, "grammar", None, "at least 1 character"),
         ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", None, "together"),
         ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "response_format", None, "together"),
+        ({"json_schema": {"const": 1}, "grammar": 'root ::= "x"'}, "json_schema", None, "together"),
+        ({"json_schema": {"type": "hiccup"}}, "json_schema", "invalid_json_schema", "#/type"),
         ({"tool_choice": "required"}, "tool_choice", None, "needs 'tools'"),
     ],
     ids=str,

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import openai
+import pydantic
 import pytest
 
 from tests.fakes import ReciteBackend
@@ -227,6 +228,20 @@ def test_results_go_back_in(reciting: Reciting) -> None:
             assert error["param"] == "messages.1.tool_calls.0.function.arguments"
 
 
+def test_a_call_that_the_sdk_has_parsed_goes_back_as_it_is(reciting: Reciting) -> None:
+    class Weather(pydantic.BaseModel):
+        city: str
+
+    tool = openai.pydantic_function_tool(Weather, name="weather")
+    with reciting('<tool_call>\n{"name": "weather", "arguments": {"city": "Omsk"}}\n</tool_call>') as (_, client):
+        made = client.chat.completions.parse(model="fake", messages=MESSAGES, tools=[tool]).choices[0].message
+        assert made.tool_calls[0].function.parsed_arguments == Weather(city="Omsk")
+        result = {"role": "tool", "tool_call_id": made.tool_calls[0].id, "content": "rain"}
+        for said in (made, made.model_dump()):
+            again = client.chat.completions.create(model="fake", messages=[*MESSAGES, said, result], tools=[tool])
+            assert again.choices
+
+
 def test_the_deprecated_functions_are_mapped_to_tools(reciting: Reciting) -> None:
     functions: list[Any] = [tool["function"] for tool in TOOLS]
     with reciting(CALL) as (server, client):
@@ -305,6 +320,10 @@ def test_items_of_arguments_differ(reciting: Reciting, says: str) -> None:
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}]},
          "tools.0.function.parameters", "type 'object'"),
         ({"tool_choice": "any"}, "tool_choice", "'required'"),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "any", "tools": []}}},
+         "tool_choice.allowed_tools.mode", "'auto' or 'required'"),
+        ({"tool_choice": {"type": "custom", "custom": {"name": "weather"}}}, "tool_choice.type", "'allowed_tools'"),
+        ({"tool_choice": {"function": {"name": "weather"}}}, "tool_choice.type", "required"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object",
           "properties": {"a": {"unevaluatedItems": {}}}}}}]}, "tools.0.function.parameters",
          "#/properties/a/unevaluatedItems"),

@@ -274,6 +274,14 @@ def test_every_wrong_answer_of_the_upstream_has_openais_shape(
     assert "secret" not in answer.text
 
 
+def test_what_the_upstream_calls_its_errors_is_no_label_of_ours(faulty: tuple[Faulty, httpx.Client]) -> None:
+    app, http = faulty
+    app.status, app.chunks = 418, [b'{"error": {"message": "m", "type": "t", "code": "request abc-123 failed"}}']
+    assert error_of(http.post(CHAT, json={"messages": MESSAGES}))["code"] == "request abc-123 failed"
+    wait_until(lambda: 'llm_local_errors_total{code="http_418"} 1.0' in http.get("/metrics").text)
+    assert "abc-123" not in http.get("/metrics").text
+
+
 def test_a_stream_that_breaks_off_ends_with_an_error_and_without_done(faulty: tuple[Faulty, httpx.Client]) -> None:
     app, http = faulty
     app.headers, app.breaks_off = {"content-type": "text/event-stream"}, True
@@ -288,6 +296,73 @@ def test_an_answer_that_breaks_off_is_502(faulty: tuple[Faulty, httpx.Client]) -
     app.headers, app.chunks, app.breaks_off = {"content-type": "application/json"}, [b'{"a"'], True
     answer = http.post(CHAT, json={"messages": MESSAGES})
     assert (answer.status_code, error_of(answer)["code"]) == (502, "upstream_failed")
+
+
+@pytest.mark.parametrize("sent", [b'data: {"a": 1}\n\n', b'data: {"a": 1}\n\ndata: {"a": [DONE]', b""])
+def test_a_stream_that_ends_before_it_is_done_is_an_error(faulty: tuple[Faulty, httpx.Client], sent: bytes) -> None:
+    app, http = faulty
+    app.headers, app.chunks = {"content-type": "text/event-stream"}, [sent]
+    text = http.post(CHAT, json={"messages": MESSAGES, "stream": True}).text
+    whole = sent[: sent.rfind(b"\n\n") + 2].decode() if sent else ""
+    assert text.startswith(whole + 'data: {"error"')
+    assert '"upstream_failed"' in text
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b'data: {"a": 1}\n\ndata:[DONE]',
+        b'data: {"a": 1}\r\n\r\ndata: [DONE]\r\n\r\n',
+        b'data: {"error": {"message": "theirs"}}\n\n',
+    ],
+)
+def test_a_stream_that_is_done_or_ends_with_an_error_gets_nothing_more(
+    faulty: tuple[Faulty, httpx.Client], sent: bytes
+) -> None:
+    app, http = faulty
+    app.headers, app.chunks = {"content-type": "text/event-stream"}, [sent]
+    assert http.post(CHAT, json={"messages": MESSAGES, "stream": True}).content == sent
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [("text/html", b"<html>Log in /secret/path</html>"), ("application/json", b""), ("application/json", b"[]")],
+)
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_is_no_answer_is_502(
+    faulty: tuple[Faulty, httpx.Client], content_type: str, body: bytes, stream: bool
+) -> None:
+    app, http = faulty
+    app.headers, app.chunks = {"content-type": content_type}, [body]
+    answer = http.post(CHAT, json={"messages": MESSAGES, "stream": stream})
+    assert (answer.status_code, error_of(answer)["code"]) == (502, "upstream_failed")
+    assert "secret" not in answer.text
+
+
+def test_a_stream_that_was_asked_for_and_does_not_come_is_502(faulty: tuple[Faulty, httpx.Client]) -> None:
+    app, http = faulty
+    app.headers, app.chunks = {"content-type": "application/json"}, [b'{"choices": []}']
+    answer = http.post(CHAT, json={"messages": MESSAGES, "stream": True})
+    assert (answer.status_code, error_of(answer)["code"]) == (502, "upstream_failed")
+
+
+def test_an_event_without_end_is_given_up_and_holds_nobody_up(
+    faulty: tuple[Faulty, httpx.Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_local.server.upstream_exchange.MAX_EVENT_BYTES", 2**21)
+    app, http = faulty
+    app.headers, app.chunks = {"content-type": "text/event-stream"}, [b"x" * 65536] * 400
+    text = http.post(CHAT, json={"messages": MESSAGES, "stream": True}).text
+    assert "an event of more than 2097152 bytes" in text
+
+
+def test_aliases_that_are_no_list_are_no_internal_error(faulty: tuple[Faulty, httpx.Client]) -> None:
+    app, _ = faulty
+    app.chunks = [b'{"data": [{"id": "a", "aliases": null}, {"id": "b", "aliases": 5}]}']
+    app.headers = {"content-type": "application/json"}
+    with running(app) as url, forwarding(url) as (http, _):
+        assert error_of(http.get("/v1/models/x"))["code"] == "model_not_found"
+        assert http.get("/v1/models/b").json()["id"] == "b"
 
 
 @pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n"])
@@ -320,6 +395,33 @@ def test_what_is_sent_is_the_request_in_utf8_with_their_key_and_our_id(caplog: p
     assert app.seen["path"] == "/v1/chat/completions"
     headers = app.seen["headers"]
     assert (headers[b"authorization"], headers[b"x-request-id"]) == (b"Bearer theirs", b"r-1")
+
+
+def test_a_drain_that_lasts_too_long_ends_streams_with_an_error(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with serving(slow_backend(), join=True) as served, log.open("w") as err:
+        environment = {
+            "PATH": "/usr/bin", "LLM_ENGINE": "openai_compatible", "OPENAI_BASE_URL": served.url + "/v1",
+            "LLM_DRAIN_TIMEOUT": "0.3", "LLM_HOST": "127.0.0.1", "LLM_PORT": "0",
+        }  # fmt: skip
+        process = subprocess.Popen([sys.executable, "-m", "llm_local", "serve"], env=environment, stderr=err)
+        try:
+            wait_until(lambda: "ready: the upstream serves" in log.read_text(), 30)
+            url = log.read_text().partition("listening on ")[2].partition(",")[0]
+            with httpx.stream("POST", url + CHAT, json={**ENDLESS, "stream": True}, timeout=20) as answer:
+                text = ""
+                for piece in answer.iter_text():
+                    if not text:
+                        process.terminate()
+                        began = time.monotonic()
+                    text += piece
+            assert '"code":"draining"' in text
+            assert "[DONE]" not in text
+            assert process.wait(10) == 0
+            assert time.monotonic() - began < 4
+        finally:
+            process.kill()
+            process.wait()
 
 
 def test_the_process_forwards_without_llama_cpp_and_says_what_changes_nothing(upstream: Served, tmp_path: Path) -> None:
