@@ -221,7 +221,7 @@ def _server(settings: Settings, report: Report, advice: Advice) -> None:
 def _disk(settings: Settings, report: Report, advice: Advice) -> None:
     from llm_local.llama.plan import size
 
-    folder = settings.models_dir.expanduser().absolute()
+    folder = settings.models_dir.absolute()
     there = next((f for f in (folder, *folder.parents) if f.is_dir()), Path("/"))
     free = shutil.disk_usage(there).free
     missing = "" if there == folder else " (does not exist yet)"

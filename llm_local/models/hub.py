@@ -73,7 +73,7 @@ class Hub:
             name=PurePosixPath(name).name,
             url=url,
             headers=build_hf_headers(library_name="llm-local"),
-            size=known.size,
+            size=known.size or None,
             sha256=etag if _SHA256.fullmatch(etag) else None,
             version=etag,
         )
@@ -87,7 +87,9 @@ class Hub:
                 raise StartupError(self._offline()) from None
             except HfHubHTTPError as error:
                 failure = self._explained(error)
-            except httpx2.TransportError as error:
+            except httpx2.InvalidURL as error:
+                raise StartupError(f"{endpoint()} is no address ({error}): check HF_ENDPOINT") from None
+            except httpx2.RequestError as error:
                 failure = TryAgain(
                     f"{endpoint()} cannot be reached ({reason(error)}): check the network, HTTPS_PROXY and "
                     "HF_ENDPOINT, or copy the files into the models folder by hand"

@@ -10,6 +10,7 @@ models/                                  one folder, one file system: renaming i
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import shutil
@@ -199,7 +200,7 @@ class _Pull:
 
     def _finish(self, file: RemoteFile, partial: Path) -> None:
         os.replace(partial, self._wishes.models_dir / file.name)
-        for stale in self._folder.glob(f"{file.name}.*.partial"):
+        for stale in self._folder.glob(f"{glob.escape(file.name)}.*.partial"):
             stale.unlink(missing_ok=True)
 
 

@@ -21,7 +21,7 @@ import pytest
 from llm_local.cli import main
 from llm_local.cli.pull import pull
 from llm_local.cli.weights import WeightFiles
-from llm_local.config import Settings
+from llm_local.config import Settings, load
 from llm_local.errors import Draining, StartupError
 from tests.models.conftest import Q5, QWEN, ROOT, environment, start, weights
 from tests.models.hub import Hub
@@ -136,6 +136,18 @@ def test_pull_takes_names_files_and_addresses_and_says_what_is_here(
         assert capsys.readouterr().out.strip() == str(folder / file)
     assert main(["pull", NAME, "--models-dir", str(folder)]) == 0
     assert "is here already" in capsys.readouterr().err
+
+
+def test_the_model_of_the_settings_is_pulled_from_where_they_say(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.add("plain", "theirs.gguf", weights("theirs"))
+    monkeypatch.setenv("LLM_MODEL", "my.gguf")
+    monkeypatch.setenv("LLM_MODEL_URL", f"{hub.store_url}/plain/theirs.gguf")
+    monkeypatch.setenv("LLM_MODELS_DIR", str(tmp_path / "models"))
+    assert main(["pull", "my.gguf"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "models/my.gguf")
+    assert WeightFiles(load({}, os.environ).settings).get().model == tmp_path / "models/my.gguf"
 
 
 @pytest.mark.parametrize(
