@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from llm_local.chat.template import ChatTemplate
-from llm_local.cli.fit import Weights, choose_layers, context_params
+from llm_local.cli.fit import Weights, choose_layers, context_params, no_generator
 from llm_local.config import Settings
 from llm_local.engine.disk_cache import DiskCache
 from llm_local.engine.engine import Engine
@@ -66,10 +66,7 @@ def load_model(weights: Weights, settings: Settings, on_death: Callable[[], None
         guidance = in_background("grammar tables", lambda: _guidance(model, settings))
         undo.callback(guidance.exception)
         if not model.can_generate:
-            raise StartupError(
-                f"{path.name} ({model.architecture}) is no decoder that generates text; name one in LLM_MODEL. "
-                "If this one embeds, name it in LLM_EMBEDDING_MODEL"
-            )
+            raise StartupError(no_generator(path.name, model.architecture))
         window = _window(settings, model)
         backend = LlamaBackend(model, params)
         undo.callback(backend.close)

@@ -137,8 +137,8 @@ def _bind(host: str, port: int) -> socket.socket:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # `::` means IPv4, too, on every system.
         listener.bind(address)
         listener.listen(2048)
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise StartupError(
             f"cannot listen on {host}:{port}: {reason}; choose another with --host and --port, or LLM_HOST and LLM_PORT"
         ) from None

@@ -84,7 +84,7 @@ class Hub:
             try:
                 return call()
             except OfflineModeIsEnabled:
-                raise StartupError(self._offline()) from None
+                raise StartupError(offline(self._source) or "HF_HUB_OFFLINE is set") from None
             except HfHubHTTPError as error:
                 failure = self._explained(error)
             except httpx2.InvalidURL as error:
@@ -135,11 +135,15 @@ class Hub:
             f"open it ({status}){hint}"
         )
 
-    def _offline(self) -> str:
-        return (
-            f"HF_HUB_OFFLINE is set, and {self._source} is neither in the models folder nor in the cache "
-            f"{constants.HF_HUB_CACHE}: unset it, or copy the files there by hand"
-        )
+
+def offline(source: HubFile) -> str | None:
+    """Return what is said of a model that is not here where the hub may not be asked; None where it may."""
+    if not constants.HF_HUB_OFFLINE:
+        return None
+    return (
+        f"HF_HUB_OFFLINE is set, and {source} is neither in the models folder nor in the cache "
+        f"{constants.HF_HUB_CACHE}: unset it, or copy the files there by hand"
+    )
 
 
 def cached_model(source: HubFile) -> Path | None:

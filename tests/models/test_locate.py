@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -83,3 +84,22 @@ def test_the_models_folder_may_be_in_the_home_of_the_user(tmp_path: Path, monkey
     (tmp_path / "weights/a.gguf").touch()
     loaded = load({}, {"LLM_MODELS_DIR": "~/weights", "LLM_MODEL": "a.gguf"})
     assert WeightFiles(loaded.settings).get().model == tmp_path / "weights/a.gguf"
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({}, {"smollm2-135m"}),
+        ({"model": "Their-Q4_0.gguf", "model_url": "https://example.org/x.gguf"}, {"Their-Q4_0.gguf"}),
+        ({"model_url": "https://example.org/x.gguf?signature=1"}, set()),
+        ({"model": "https://example.org/x.gguf?signature=1"}, set()),
+    ],
+)
+def test_the_model_has_the_name_of_the_environment_too_but_no_other_models_and_no_address(
+    settings: dict, names: set
+) -> None:
+    from llm_local.cli import load
+
+    model = SimpleNamespace(path=Path("x.gguf"), size_bytes=1, n_params=1, n_embd=1)
+    served = load._served(model, Settings.model_validate(settings), 8, embeds=False)  # type: ignore[arg-type]
+    assert {served.id, *served.aliases} == {"x", "x.gguf"} | names
