@@ -7,6 +7,7 @@ when one ended it before it served, or the second one did: 130 is SIGINT, 143 SI
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -26,6 +27,9 @@ LIST_SETTINGS = ("models_dir", "ctx", "kv_type")
 
 def main(arguments: SequenceOf[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # The name of a file may have what an encoding has not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(_with_command(sys.argv[1:] if arguments is None else arguments))
     try:
         if options.command == "bench":

@@ -190,6 +190,17 @@ def test_models_lists_what_is_known_and_what_is_there(
     assert (mine["path"], mine["layers"]) == (str(folder / "my-own-Q4_0.gguf"), None)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_models_lists_files_whose_names_cannot_be_written(hub: Hub, tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "models").mkdir()
+    for name in (b"b\xff-Q4_0.gguf", "моя-Q4_0.gguf".encode()):
+        Path(os.fsdecode(bytes(tmp_path / "models") + b"/" + name)).write_bytes(weights("x"))
+    code, out, err = finish(start(["models"], environment(hub, tmp_path, PYTHONIOENCODING=encoding)))
+    assert (code, err) == (0, "")
+    assert "b\\udcff" in out
+    assert ("моя" if encoding == "utf-8" else "\\u043c\\u043e\\u044f") in out
+
+
 def test_serve_says_what_it_waits_for_and_ends_at_once_when_told_to(hub: Hub, tmp_path: Path) -> None:
     env = environment(hub, tmp_path, LLM_MODEL="Qwen2.5-7B-Instruct-Q5_K_M.gguf", LLM_MODEL_URL=OLD_URL)
     hub.faults.hold_at = 200_000
