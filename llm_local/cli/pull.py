@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 import time
@@ -29,7 +30,7 @@ def pull(settings: Settings, name: str, out: TextIO | None = None) -> int:
     Raises:
         StartupError: it cannot be had.
     """
-    out = out or sys.stderr
+    out = out or sys.stderr or io.StringIO()  # A daemon may have none.
     url, setting = (settings.model_url, "LLM_MODEL") if name == settings.model else (None, "NAME")
     found = find_model(name, url, settings.models_dir, checksum=settings.model_checksum, setting=setting)
     if isinstance(found, Path):

@@ -93,6 +93,8 @@ class Download:
             if not self._have:
                 self._partial.unlink(missing_ok=True)
             raise
+        except BrokenPipeError:
+            raise  # Of whoever reads how far it is, not of the disk.
         except OSError as error:
             raise StartupError(_disk_trouble(error, self._partial.parent.parent, self._remote.name)) from None
         return Fetched(self._digest.hexdigest(), in_one=n_connections == 1 and not resumed)

@@ -96,6 +96,8 @@ class Hub:
                 )
             except HFValidationError:
                 raise StartupError(f"'{self._source.repository}' is no name of a repository") from None
+            except UnicodeEncodeError:
+                raise StartupError("HF_TOKEN has letters that are in no token: copy it again") from None
             except (ValueError, TypeError, KeyError):
                 raise StartupError(f"{endpoint()} does not answer as a hub does: check HF_ENDPOINT") from None
             self._patience.check(what)

@@ -69,6 +69,8 @@ def pull(source: Source, wishes: Wishes, patience: Patience, progress: Progress)
             files = _remote_files(source, client, patience, progress)
             with _lock(folder / f"{files[0].name}.lock", patience, progress):
                 _Pull(source, files, wishes, client, patience, progress).run()
+    except BrokenPipeError:
+        raise  # Of whoever reads how far it is, not of the folder.
     except OSError as error:
         raise StartupError(
             f"cannot write into {wishes.models_dir}/: {error.strerror or error}; name another folder in LLM_MODELS_DIR"

@@ -98,6 +98,23 @@ def test_whoever_waits_goes_on_when_the_first_is_killed(hub: Hub, tmp_path: Path
     assert hub.seen[-1].range == "bytes=100000-"
 
 
+def test_a_pull_whose_reader_leaves_ends_quietly(hub: Hub, tmp_path: Path) -> None:
+    env = environment(hub, tmp_path)
+    ours, theirs = os.pipe()
+    os.close(ours)
+    command = [sys.executable, "-m", "llm_local", "pull", NAME]
+    result = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=theirs, check=False)
+    os.close(theirs)
+    assert (result.returncode, result.stdout) == (128 + signal.SIGPIPE, b"")
+
+
+def test_a_pull_without_stderr_has_its_model(hub: Hub, tmp_path: Path) -> None:
+    command = f"exec '{sys.executable}' -m llm_local pull {NAME} 2>&-"
+    env = environment(hub, tmp_path)
+    result = subprocess.run(command, shell=True, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, check=False)
+    assert (result.returncode, result.stdout.strip()) == (0, str(tmp_path / "models" / FILE))
+
+
 def test_a_terminal_gets_a_bar_with_rate_and_time_left(hub: Hub, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "llm_local", "pull", NAME]

@@ -329,6 +329,14 @@ def test_a_gated_repository_says_where_to_ask_and_opens_with_a_token(
     assert [seen.token for seen in hub.seen if "/store/" in seen.path] == [None], "the token stays with the hub"
 
 
+def test_a_token_that_cannot_be_one_is_named(
+    hub: Hub, folder: Path, waits: Waits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_abc\N{HORIZONTAL ELLIPSIS}")
+    with pytest.raises(StartupError, match="HF_TOKEN has letters that are in no token"):
+        fetch(SINGLE, folder, waits)
+
+
 def test_a_missing_repository_says_what_is_near(hub: Hub, folder: Path, waits: Waits) -> None:
     with pytest.raises(
         StartupError, match=r"there is no repository Qwen/Qwen2.5-8B.* or it is private.*did you mean Qwen/"
