@@ -125,6 +125,15 @@ def test_a_model_that_only_embeds_is_refused_before_it_is_loaded(tmp_path: Path)
         fit.read_demand(fit.Weights(path), settings, fit.context_params(settings, n_pinned=0))
 
 
+def test_the_report_is_as_narrow_as_a_terminal() -> None:
+    report = Report()
+    report.add(Section("key", "Title", [("one", "word " * 40, {})]))
+    report.refuse("word " * 40)
+    report.advise("word " * 40)
+    for width in (60, 80, 110):
+        assert width - 5 <= max(map(len, report.as_text(colour=False, width=width).splitlines())) <= width
+
+
 def test_a_reason_and_a_change_are_said_once() -> None:
     report = Report()
     for _ in range(2):

@@ -17,7 +17,7 @@ from typing import Any
 
 from llm_local import __version__
 from llm_local.cli.advice import Advice
-from llm_local.cli.report import Report, Section
+from llm_local.cli.report import LEAST_WIDTH, WIDTH, Report, Section
 from llm_local.config import Loaded, Settings
 from llm_local.errors import StartupError
 
@@ -35,8 +35,10 @@ def doctor(load_settings: Callable[[], Loaded], *, as_json: bool) -> int:
         report.refuse(str(error))
     else:
         examine(settings, report)
-    colour = sys.stdout.isatty() and not as_json
-    print(json.dumps(report.as_json(), indent=2) if as_json else report.as_text(colour=colour))
+    to_people = sys.stdout.isatty()
+    columns = shutil.get_terminal_size().columns if to_people else WIDTH
+    text = report.as_text(colour=to_people, width=min(max(columns, LEAST_WIDTH), WIDTH))
+    print(json.dumps(report.as_json(), indent=2) if as_json else text)
     return EXIT_WOULD_NOT_START if report.reasons else 0
 
 
@@ -152,7 +154,7 @@ def _files(settings: Settings, report: Report, advice: Advice) -> dict[str, Path
 
     wanted = {
         "LLM_MODEL": (settings.model if "model" in settings.model_fields_set or not settings.model_url else ""),
-        "LLM_EMBEDDING_MODEL": settings.embedding_model,
+        "LLM_EMBEDDING_MODEL": settings.embedding_model if settings.embedding else None,
         "LLM_DRAFT_MODEL": settings.draft_model,
     }
     found: dict[str, Path] = {}

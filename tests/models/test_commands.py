@@ -277,6 +277,12 @@ def test_the_models_of_embeddings_and_drafts_are_fetched_too(hub: Hub, tmp_path:
     assert "is being loaded" in files.doing()
 
 
+def test_a_model_for_embeddings_that_are_off_is_not_fetched(tmp_path: Path) -> None:
+    (tmp_path / FILE).touch()
+    settings = Settings(model=NAME, models_dir=tmp_path, embedding=False, embedding_model="all-minilm-l6-v2")
+    assert WeightFiles(settings).get().embedding is None
+
+
 def test_an_address_alone_names_the_model(hub: Hub, tmp_path: Path) -> None:
     files = WeightFiles(Settings(model_url=f"{QWEN}:q2_k", models_dir=tmp_path / "models"))
     assert files.get().model == tmp_path / "models" / FILE

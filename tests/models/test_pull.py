@@ -368,6 +368,12 @@ def test_no_route_says_what_to_check(folder: Path, waits: Waits, monkeypatch: py
     assert waits.slept == [1, 2, 4] * 2
 
 
+def test_redirects_without_end_are_one_line(hub: Hub, folder: Path, waits: Waits) -> None:
+    hub.faults.answers = deque([(302, {"Location": f"{hub.url}/api/models/{QWEN}"})] * 500)
+    with pytest.raises(StartupError, match=r"asking the hub for .* failed after one try: .*redirects"):
+        fetch(SINGLE, folder, waits, retries=0)
+
+
 def test_an_endpoint_that_is_no_hub_is_named(hub: Hub, folder: Path, waits: Waits) -> None:
     hub.faults.answers = deque([(200, {})])
     with pytest.raises(StartupError, match="does not answer as a hub does: check HF_ENDPOINT"):
