@@ -17,6 +17,7 @@ from typing import Any
 
 from llm_local import __version__
 from llm_local.cli.advice import Advice
+from llm_local.cli.native import check_native
 from llm_local.cli.report import LEAST_WIDTH, WIDTH, Report, Section
 from llm_local.config import Loaded, Settings
 from llm_local.errors import StartupError
@@ -51,11 +52,13 @@ def examine(settings: Settings, report: Report) -> None:
     computes = settings.engine == "llama.cpp"
     files = _files(settings, report, advice) if computes else {}
     try:
-        from llm_local.cli import fit
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        check_native()
+    except StartupError as error:
         report.add(Section("build", "Build", [("llama_cpp", "cannot be imported", {"importable": False})]))
-        report.refuse(f"llama-cpp-python does not work here: {error}. Run `make install`")
+        report.refuse(str(error))
     else:
+        from llm_local.cli import fit
+
         machine = fit.read_machine()
         _gpus(report, machine.devices)
         _build(report, advice)

@@ -16,6 +16,7 @@ import uvicorn
 from sse_starlette.sse import AppStatus
 
 from llm_local.cli import logs
+from llm_local.cli.native import check_native
 from llm_local.cli.signals import Server
 from llm_local.cli.tls import Tls
 from llm_local.cli.weights import WeightFiles
@@ -58,6 +59,7 @@ def serve(settings: Settings) -> int:
     engine_died = asyncio.Event()
 
     def load() -> Loaded:
+        check_native()
         from llm_local.cli.load import load_model
 
         assert weights is not None

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
+from urllib.parse import unquote
 
 import httpx2
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
@@ -181,4 +182,4 @@ def cached_sha256(path: Path) -> str | None:
 
 def _commit_and_path(url: str) -> tuple[str, str]:
     commit, _, name = url.partition("/resolve/")[2].partition("/")
-    return commit, name
+    return commit, unquote(name)

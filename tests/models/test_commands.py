@@ -254,6 +254,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.parametrize("command", [["serve", "--port", "0"], ["models"]])
+def test_a_build_that_cannot_be_loaded_is_one_line_and_exit_2(hub: Hub, tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "llama_cpp").mkdir()
+    (tmp_path / "llama_cpp/__init__.py").write_text("raise RuntimeError('libcuda.so.1: no such file')")
+    code, _, err = finish(start(command, environment(hub, tmp_path, PYTHONPATH=str(tmp_path))))
+    says = "llm-local: error: llama-cpp-python does not work here: libcuda.so.1: no such file. Run `make install`"
+    assert (code, err.splitlines()[-1]) == (2, says)
+    assert "Traceback" not in err
+
+
 def test_what_nothing_knows_is_refused_before_the_port_is_taken(hub: Hub, tmp_path: Path) -> None:
     settings = Settings(model="qwen2.5-7b-instrukt", models_dir=tmp_path)
     with pytest.raises(StartupError, match=r"did you mean qwen2.5-7b-instruct"):

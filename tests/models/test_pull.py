@@ -299,6 +299,18 @@ def test_a_shard_in_the_hubs_cache_is_not_fetched_again(hub: Hub, folder: Path, 
     assert left(folder) == Q5
 
 
+def test_a_file_in_the_hubs_cache_whose_name_has_spaces_is_not_fetched_again(
+    hub: Hub, folder: Path, waits: Waits
+) -> None:
+    names = [f"my own-0000{n}-of-00002.gguf" for n in (1, 2)]
+    for name in names:
+        hub.add("me/mine", name, weights(name))
+    hf_hub_download("me/mine", names[0], endpoint=hub.url, cache_dir=constants.HF_HUB_CACHE)
+    hub.sent.clear()
+    fetch(HubFile("me/mine", "my own.gguf"), folder, waits)
+    assert hub.sent == {names[1]: 300_000}
+
+
 def test_offline_is_one_line_and_what_is_cached_still_works(
     hub: Hub, folder: Path, waits: Waits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
