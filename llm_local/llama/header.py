@@ -84,8 +84,8 @@ def _shape(name: str, file: Gguf, tensors: list[Tensor]) -> ModelShape:
     n_layer, n_embd = number("block_count"), number("embedding_length")
     if not 0 < n_layer <= MOST_LAYERS:
         raise StartupError(
-            f"cannot load {name}: its header says that it has {n_layer} layers; a projector or an importance matrix, "
-            "which comes beside a model, is none"
+            f"cannot load {name}: its header says that it has {max(n_layer, 0)} layers of the architecture "
+            f"'{architecture}'; what comes beside a model (a projector, an importance matrix) is none"
         )
     n_head = max(number("attention.head_count", 1), 1)
     k_size = number("attention.key_length", n_embd // n_head)

@@ -111,7 +111,7 @@ def _not_found(name: str, models_dir: Path) -> str:
             )
     near = near_names(name, [path.name for path in ggufs(models_dir)])
     looked = f"looked for {name} as a path, in {models_dir}/ and in the catalogue"
-    other = "put the GGUF there, name one of `llm-local models`, or say in LLM_MODEL_URL where to fetch it"
+    other = "put the GGUF there, name one of `llm-local models` or REPO:FILE of the hub, or set LLM_MODEL_URL"
     hint = f"did you mean {', '.join(near)}?" if near else other
     return f"no such model: {looked}; {hint}"
 
