@@ -238,6 +238,15 @@ def test_only_what_is_missing_needs_space(hub: Hub, folder: Path, waits: Waits) 
     pull(SINGLE, Wishes(folder, free_bytes=lambda _: 64 * 2**20 + 100_000), waits.patience(), Progress())
 
 
+def test_what_came_of_another_version_makes_room(hub: Hub, folder: Path, waits: Waits) -> None:
+    old = folder / ".downloads" / f"{Q2}.0123456789ab.partial"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(weights("old", 250_000))
+    wishes = Wishes(folder, free_bytes=lambda _: 64 * 2**20 + 100_000 + (0 if old.exists() else 250_000))
+    pull(SINGLE, wishes, waits.patience(), Progress())
+    assert left(folder) == [Q2]
+
+
 def test_a_disk_that_fills_up_says_so_and_is_not_tried_again(hub: Hub, folder: Path, waits: Waits) -> None:
     # The system's limit of a file's size fails in the same place as a full disk does.
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
