@@ -7,6 +7,7 @@ line `--` and the name with hyphens. `docs/configuration.md` is made from this f
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -42,6 +43,10 @@ def _split(value: object) -> object:
 
 def _empty_is_none(value: object) -> object:
     return None if value == "" else value
+
+
+def _at_home(path: Path) -> Path:
+    return Path(os.path.expanduser(path))
 
 
 def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
@@ -130,7 +135,9 @@ class Weights(Section):
 
     title = "Weights"
 
-    models_dir: Path = Field(Path("models"), description="folder in which `model` is looked up, and fetched into")
+    models_dir: Annotated[Path, AfterValidator(_at_home)] = Field(
+        Path("models"), description="folder in which `model` is looked up, and fetched into"
+    )
     model_url: _optional(str) = Field(  # type: ignore[valid-type]
         None, description="where to fetch `model` when it is not there: an address, or REPO:FILE of the hub"
     )

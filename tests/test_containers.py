@@ -264,9 +264,9 @@ def answering(status: int) -> Iterator[int]:
             thread.join()
 
 
-def healthcheck(port: int) -> subprocess.CompletedProcess[str]:
+def healthcheck(port: int | str, **more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-I", "-S", str(ROOT / "scripts/healthcheck.py")]
-    environment = {**os.environ, "LLM_PORT": str(port)}
+    environment = {**os.environ, "LLM_HOST": "0.0.0.0", "LLM_PORT": str(port), **more}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
@@ -275,6 +275,12 @@ def test_the_healthcheck_says_what_readiness_says(status: int, code: int) -> Non
     with answering(status) as port:
         result = healthcheck(port)
     assert (result.returncode, result.stdout) == (code, f'{status} {{"status": "of a test"}}\n')
+
+
+def test_the_healthcheck_reads_the_environment_as_the_server_does() -> None:
+    with answering(200) as port:
+        assert healthcheck(f'"{port}"', LLM_SSL_CERTFILE="''").returncode == 0
+        assert "no answer on 127.0.0.9:" in healthcheck(port, LLM_HOST="127.0.0.9").stdout
 
 
 def test_the_healthcheck_of_a_server_that_is_gone_says_so() -> None:

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from llm_local.cli import advice as advice_module
+from llm_local.cli import fit
 from llm_local.cli.advice import Advice
+from llm_local.cli.doctor_plan import add_plan
 from llm_local.cli.report import Report, Section
 from llm_local.config import Settings
-from llm_local.llama.bandwidth import gpu_bandwidth, measure, tokens_per_second
+from llm_local.errors import StartupError
+from llm_local.llama.bandwidth import MOST_THREADS, gpu_bandwidth, measure, threads_to_measure, tokens_per_second
 from llm_local.llama.build import cpu_model, instruction_sets
 from llm_local.llama.host import Cpus, Memory
 from llm_local.llama.need import MIB
@@ -112,6 +115,25 @@ def test_the_report_is_aligned_and_keeps_numbers_with_their_units() -> None:
     assert report.as_json() == {"would_start": True, "reasons": [], "changes": [], "key": {"a": 1, "b": 2}}
 
 
+def test_a_model_that_only_embeds_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from tests.llama.test_header import FIELDS, TENSORS, write
+
+    path = write(tmp_path / "bert.gguf", TENSORS, **FIELDS, attention__causal=False)
+    settings = Settings()
+    with pytest.raises(StartupError, match=r"bert.gguf \(llama\) is no decoder .* name it in LLM_EMBEDDING_MODEL"):
+        fit.read_demand(fit.Weights(path), settings, fit.context_params(settings, n_pinned=0))
+
+
+def test_the_report_is_as_narrow_as_a_terminal() -> None:
+    report = Report()
+    report.add(Section("key", "Title", [("one", "word " * 40, {})]))
+    report.refuse("word " * 40)
+    report.advise("word " * 40)
+    for width in (60, 80, 110):
+        assert width - 5 <= max(map(len, report.as_text(colour=False, width=width).splitlines())) <= width
+
+
 def test_a_reason_and_a_change_are_said_once() -> None:
     report = Report()
     for _ in range(2):
@@ -158,6 +180,20 @@ def test_cards_are_known_by_their_names(description: str, gb_s: int | None) -> N
 
 def test_bandwidth_is_measured_with_any_number_of_threads() -> None:
     assert all(measure(n, seconds=0.02) > 1e8 for n in (0, 1, 3))
+
+
+def test_measuring_takes_a_quarter_of_a_small_memory_at_the_most() -> None:
+    assert threads_to_measure(8, None) == threads_to_measure(8, 64 * 2**30) == 8
+    assert threads_to_measure(100, None) == MOST_THREADS
+    assert threads_to_measure(8, 512 * MIB) == 2
+    assert threads_to_measure(8, 200 * MIB) == 0
+
+
+def test_where_no_memory_is_left_no_speed_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_local.llama.bandwidth.measure", lambda *_: pytest.fail("it was measured"))
+    report, there = Report(), machine(available_mib=200)
+    add_plan(report, demand(), there, 8, Advice(Settings(), report))
+    assert "not measured: too little memory is free for that" in report.as_text(colour=False)
 
 
 def test_the_cpu_is_read_from_the_kernel(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ It reads headers only: no weights are loaded, and no port stays taken.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import sys
@@ -16,7 +17,8 @@ from typing import Any
 
 from llm_local import __version__
 from llm_local.cli.advice import Advice
-from llm_local.cli.report import Report, Section
+from llm_local.cli.native import check_native
+from llm_local.cli.report import LEAST_WIDTH, WIDTH, Report, Section
 from llm_local.config import Loaded, Settings
 from llm_local.errors import StartupError
 
@@ -34,8 +36,10 @@ def doctor(load_settings: Callable[[], Loaded], *, as_json: bool) -> int:
         report.refuse(str(error))
     else:
         examine(settings, report)
-    colour = sys.stdout.isatty() and not as_json
-    print(json.dumps(report.as_json(), indent=2) if as_json else report.as_text(colour=colour))
+    to_people = sys.stdout.isatty()
+    columns = shutil.get_terminal_size().columns if to_people else WIDTH
+    text = report.as_text(colour=to_people, width=min(max(columns, LEAST_WIDTH), WIDTH))
+    print(json.dumps(report.as_json(), indent=2) if as_json else text)
     return EXIT_WOULD_NOT_START if report.reasons else 0
 
 
@@ -48,11 +52,13 @@ def examine(settings: Settings, report: Report) -> None:
     computes = settings.engine == "llama.cpp"
     files = _files(settings, report, advice) if computes else {}
     try:
-        from llm_local.cli import fit
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        check_native()
+    except StartupError as error:
         report.add(Section("build", "Build", [("llama_cpp", "cannot be imported", {"importable": False})]))
-        report.refuse(f"llama-cpp-python does not work here: {error}. Run `make install`")
+        report.refuse(str(error))
     else:
+        from llm_local.cli import fit
+
         machine = fit.read_machine()
         _gpus(report, machine.devices)
         _build(report, advice)
@@ -62,6 +68,7 @@ def examine(settings: Settings, report: Report) -> None:
         where = settings.upstream_url
         report.add(Section("upstream", "Upstream", [("", f"{where}, which computes", {"url": where})]))
     _server(settings, report, advice)
+    _what_is_read(settings, report)
     _disk(settings, report, advice)
     _packages(report)
     advice.about_memory(host.memory())
@@ -146,10 +153,11 @@ def _build(report: Report, advice: Advice) -> None:
 def _files(settings: Settings, report: Report, advice: Advice) -> dict[str, Path]:
     """Return the files of the models, or none: one cannot be had, or `serve` has to fetch it first."""
     from llm_local.models.find import find_model
+    from llm_local.models.remote import shown
 
     wanted = {
         "LLM_MODEL": (settings.model if "model" in settings.model_fields_set or not settings.model_url else ""),
-        "LLM_EMBEDDING_MODEL": settings.embedding_model,
+        "LLM_EMBEDDING_MODEL": settings.embedding_model if settings.embedding else None,
         "LLM_DRAFT_MODEL": settings.draft_model,
     }
     found: dict[str, Path] = {}
@@ -158,17 +166,28 @@ def _files(settings: Settings, report: Report, advice: Advice) -> dict[str, Path
         if not name and not url:
             continue
         try:
-            file = find_model(name or "", url, settings.models_dir, setting=setting)
+            checksum = settings.model_checksum if setting == "LLM_MODEL" else "sha256:auto"
+            file = find_model(name or "", url, settings.models_dir, checksum=checksum, setting=setting)
         except StartupError as error:
             report.refuse(str(error))
             return {}
         if not isinstance(file, Path):
             facts = {"file": None, "fetched_from": str(file)}
             report.add(Section("model", "Model", [("", f"{file} is not here; `serve` fetches it first", facts)]))
-            advice.about_missing(file, name or str(url))
+            _about_fetching(file, name or shown(str(url)), settings, report, advice)
             return {}
         found[setting] = file
     return found
+
+
+def _about_fetching(source: Any, name: str, settings: Settings, report: Report, advice: Advice) -> None:
+    from llm_local.models.obstacle import obstacle
+
+    why_not = obstacle(source, settings.models_dir)
+    if why_not is not None:
+        report.refuse(why_not)
+    else:
+        advice.about_missing(source, name)
 
 
 def _model_and_plan(settings: Settings, files: dict[str, Path], machine: Any, report: Report, advice: Advice) -> None:
@@ -207,9 +226,10 @@ def _server(settings: Settings, report: Report, advice: Advice) -> None:
             listener.bind(where)
             listener.listen(1)
         free = True
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         free = False
-        report.refuse(f"cannot listen on {address}: {error.strerror or error}; choose another with --host and --port")
+        reason = getattr(error, "strerror", None) or error
+        report.refuse(f"cannot listen on {address}: {reason}; choose another with --host and --port")
     facts = {"host": settings.host, "port": settings.port, "port_free": free, "keys": len(settings.api_keys)}
     keys = f"{len(settings.api_keys)} keys" if settings.api_keys else "no keys"
     if settings.api_keys_file is not None:
@@ -218,16 +238,40 @@ def _server(settings: Settings, report: Report, advice: Advice) -> None:
     advice.about_server()
 
 
+def _what_is_read(settings: Settings, report: Report) -> None:
+    """Look at the files beside the model that `serve` would end at."""
+    from llm_local.chat.template import ChatTemplate
+    from llm_local.cli.tls import Tls
+    from llm_local.server.keys import Keys
+
+    reads: list[Callable[[], object]] = [lambda: Tls.of(settings), lambda: Keys.of(settings)]
+    if settings.engine == "llama.cpp" and settings.chat_template is not None:
+        reads.append(lambda: ChatTemplate.load(settings.chat_template, None, {}))
+    if settings.engine == "llama.cpp" and (cache := settings.disk_cache_dir) is not None:
+        reads.append(lambda: _check_cache(cache.expanduser()))
+    for read in reads:
+        try:
+            read()
+        except StartupError as error:
+            report.refuse(str(error))
+
+
 def _disk(settings: Settings, report: Report, advice: Advice) -> None:
     from llm_local.llama.plan import size
 
-    folder = settings.models_dir.expanduser().absolute()
+    folder = settings.models_dir.absolute()
     there = next((f for f in (folder, *folder.parents) if f.is_dir()), Path("/"))
     free = shutil.disk_usage(there).free
     missing = "" if there == folder else " (does not exist yet)"
     facts = {"models_dir": str(folder), "exists": there == folder, "free_bytes": free}
     report.add(Section("disk", "Disk", [("", f"{folder}{missing}, {size(free)} free", facts)]))
     advice.about_disk(folder, free)
+
+
+def _check_cache(folder: Path) -> None:
+    there = next(f for f in (folder.absolute(), *folder.absolute().parents) if os.path.exists(f))
+    if not there.is_dir() or not os.access(there, os.R_OK | os.W_OK | os.X_OK):
+        raise StartupError(f"disk_cache_dir is {folder}, which cannot be read and written")
 
 
 def _packages(report: Report) -> None:

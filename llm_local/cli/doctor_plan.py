@@ -70,6 +70,9 @@ def add_plan(report: Report, demand: Demand, machine: Machine, n_threads: int, a
 
 def _speed(plan: Plan, machine: Machine, n_threads: int) -> list[Row]:
     main = plan.placements[0]
+    n_threads = bandwidth.threads_to_measure(n_threads, machine.memory.available if machine.memory else None)
+    if not n_threads:
+        return [("", "not measured: too little memory is free for that", {"most_tokens_per_second": None})]
     measured = bandwidth.measure(n_threads)
     most = bandwidth.tokens_per_second(main, machine.devices, measured)
     facts = {"host_bytes_per_second": round(measured), "most_tokens_per_second": most and round(most, 1)}

@@ -112,9 +112,11 @@ def read_demand(weights: Weights, settings: Settings, params: ContextParams) -> 
     """Read the headers and return what the settings ask for.
 
     Raises:
-        StartupError: a file is missing or its header is damaged.
+        StartupError: a file is missing, its header is damaged, or the model generates no text.
     """
     shape = read_shape(weights.model)
+    if not shape.has_logits:
+        raise StartupError(no_generator(shape.name, shape.architecture))
     generating = _generation(params)
     models = [ModelDemand(shape, (OWN_CONTEXT, generating))]
     if weights.draft is not None:
@@ -131,6 +133,14 @@ def read_demand(weights: Weights, settings: Settings, params: ContextParams) -> 
         mmap=settings.mmap,
         mlock=settings.mlock,
         host_cache_bytes=settings.host_cache_mb * 2**20,
+    )
+
+
+def no_generator(name: str, architecture: str) -> str:
+    """Return what is said of a model that cannot be served."""
+    return (
+        f"{name} ({architecture}) is no decoder that generates text; name one in LLM_MODEL. "
+        "If this one embeds, name it in LLM_EMBEDDING_MODEL"
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from llm_local.chat.template import ChatTemplate
-from llm_local.cli.fit import Weights, choose_layers, context_params
+from llm_local.cli.fit import Weights, choose_layers, context_params, no_generator
 from llm_local.config import Settings
 from llm_local.engine.disk_cache import DiskCache
 from llm_local.engine.engine import Engine
@@ -66,10 +66,7 @@ def load_model(weights: Weights, settings: Settings, on_death: Callable[[], None
         guidance = in_background("grammar tables", lambda: _guidance(model, settings))
         undo.callback(guidance.exception)
         if not model.can_generate:
-            raise StartupError(
-                f"{path.name} ({model.architecture}) is no decoder that generates text; name one in LLM_MODEL. "
-                "If this one embeds, name it in LLM_EMBEDDING_MODEL"
-            )
+            raise StartupError(no_generator(path.name, model.architecture))
         window = _window(settings, model)
         backend = LlamaBackend(model, params)
         undo.callback(backend.close)
@@ -240,9 +237,10 @@ def _embedder(
 def _served(model: LlamaModel, settings: Settings, window: int, *, embeds: bool) -> ServedModel:
     default = served_name(model.path)
     name = settings.model_id or default
-    # Clients take the name from the same environment as the server.
-    given = Path(settings.model).name
-    aliases = dict.fromkeys([*settings.model_aliases, default, model.path.name, model.path.stem, given])
+    # Clients take the name from the same environment as the server. An address is no name, and may hold a secret.
+    named = ("model" in settings.model_fields_set or not settings.model_url) and "://" not in settings.model
+    given = [Path(settings.model).name] if named else []
+    aliases = dict.fromkeys([*settings.model_aliases, default, model.path.name, model.path.stem, *given])
     return ServedModel(
         id=name,
         aliases=tuple(alias for alias in aliases if alias != name),

@@ -7,6 +7,7 @@ when one ended it before it served, or the second one did: 130 is SIGINT, 143 SI
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -26,6 +27,9 @@ LIST_SETTINGS = ("models_dir", "ctx", "kv_type")
 
 def main(arguments: SequenceOf[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # The name of a file may have what an encoding has not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(_with_command(sys.argv[1:] if arguments is None else arguments))
     try:
         if options.command == "bench":
@@ -58,7 +62,8 @@ def main(arguments: SequenceOf[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has enough (`| head`). Nothing of it is left to be written at exit, either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 128 + signal.SIGPIPE
 
 

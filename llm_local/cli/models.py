@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from llm_local.cli.native import check_native
 from llm_local.config import Settings
 from llm_local.models.inventory import Room, Row, inventory
 from llm_local.models.progress import size
@@ -14,6 +15,7 @@ STATES = {"here": "yes", "cache": "hub cache", "partly": "partly", "no": "-"}
 
 def models(settings: Settings, *, as_json: bool = False) -> int:
     """Print the table, or JSON; return the exit code."""
+    check_native()
     from llm_local.cli.fit import read_machine
 
     machine = read_machine()

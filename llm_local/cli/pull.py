@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 import time
@@ -24,11 +25,14 @@ LINE_EVERY_S = 5.0
 def pull(settings: Settings, name: str, out: TextIO | None = None) -> int:
     """Fetch what is missing of a model and print where it is; return the exit code.
 
+    The model of the settings comes from where `serve` would fetch it.
+
     Raises:
         StartupError: it cannot be had.
     """
-    out = out or sys.stderr
-    found = find_model(name, None, settings.models_dir, checksum=settings.model_checksum, setting="NAME")
+    out = out or sys.stderr or io.StringIO()  # A daemon may have none.
+    url, setting = (settings.model_url, "LLM_MODEL") if name == settings.model else (None, "NAME")
+    found = find_model(name, url, settings.models_dir, checksum=settings.model_checksum, setting=setting)
     if isinstance(found, Path):
         print(f"{name} is here already", file=out)
         print(found)

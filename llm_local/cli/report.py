@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TITLE_WIDTH, NAME_WIDTH = 10, 12
-WIDTH = 110
+WIDTH, LEAST_WIDTH = 110, 60
 
 BOLD, RED, GREEN, YELLOW = "1", "31", "32", "33"
 
@@ -55,21 +55,23 @@ class Report:
             found[section.key] = {name: value for _, _, facts in section.rows for name, value in facts.items()}
         return found
 
-    def as_text(self, *, colour: bool) -> str:
-        """Return the report for people; `colour` uses ANSI codes unless NO_COLOR is set."""
+    def as_text(self, *, colour: bool, width: int = WIDTH) -> str:
+        """Return the report for people, in lines of `width`; `colour` uses ANSI codes unless NO_COLOR is set."""
         paint = _painter(colour and not os.environ.get("NO_COLOR"))
         lines: list[str] = []
         for section in self.sections.values():
-            lines += _section(section, paint)
+            lines += _section(section, paint, width)
         lines.append("")
         if self.reasons:
             lines.append(paint(RED, "would not start"))
-            lines += [line for reason in self.reasons for line in _item("-", reason)]
+            lines += [line for reason in self.reasons for line in _item("-", reason, width)]
         else:
             lines.append(paint(GREEN, "would start"))
         if self.changes:
             lines += ["", paint(YELLOW, "what to change")]
-            lines += [line for number, change in enumerate(self.changes, 1) for line in _item(f"{number}.", change)]
+            lines += [
+                line for number, change in enumerate(self.changes, 1) for line in _item(f"{number}.", change, width)
+            ]
         return "\n".join(lines)
 
 
@@ -77,21 +79,21 @@ def _painter(colour: bool) -> Any:
     return lambda code, text: f"\033[{code}m{text}\033[0m" if colour else text
 
 
-def _section(section: Section, paint: Any) -> list[str]:
+def _section(section: Section, paint: Any, width: int) -> list[str]:
     lines: list[str] = []
     named = any(name for name, _, _ in section.rows)
     indent = TITLE_WIDTH + (NAME_WIDTH if named else 0)
     for index, (name, text, _) in enumerate(section.rows):
         title = section.title if index == 0 else ""
         head = paint(BOLD, title) + " " * (TITLE_WIDTH - len(title)) + (f"{name:<{NAME_WIDTH}}" if named else "")
-        wrapped = _wrap(text, WIDTH - indent)
+        wrapped = _wrap(text, width - indent)
         lines.append((head + wrapped[0]).rstrip())
         lines += [" " * indent + line for line in wrapped[1:]]
     return lines
 
 
-def _item(mark: str, text: str) -> list[str]:
-    first, *rest = _wrap(text, WIDTH - 5)
+def _item(mark: str, text: str, width: int) -> list[str]:
+    first, *rest = _wrap(text, width - 5)
     return [f"  {mark:<3}{first}", *(" " * 5 + line for line in rest)]
 
 

@@ -16,6 +16,7 @@ import uvicorn
 from sse_starlette.sse import AppStatus
 
 from llm_local.cli import logs
+from llm_local.cli.native import check_native
 from llm_local.cli.signals import Server
 from llm_local.cli.tls import Tls
 from llm_local.cli.weights import WeightFiles
@@ -58,6 +59,7 @@ def serve(settings: Settings) -> int:
     engine_died = asyncio.Event()
 
     def load() -> Loaded:
+        check_native()
         from llm_local.cli.load import load_model
 
         assert weights is not None
@@ -137,8 +139,8 @@ def _bind(host: str, port: int) -> socket.socket:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # `::` means IPv4, too, on every system.
         listener.bind(address)
         listener.listen(2048)
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise StartupError(
             f"cannot listen on {host}:{port}: {reason}; choose another with --host and --port, or LLM_HOST and LLM_PORT"
         ) from None

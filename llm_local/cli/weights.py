@@ -51,7 +51,8 @@ class WeightFiles:
                 checksum=settings.model_checksum,
             )
         }
-        for helper, name in (("embedding", settings.embedding_model), ("draft", settings.draft_model)):
+        embedding = settings.embedding_model if settings.embedding else None
+        for helper, name in (("embedding", embedding), ("draft", settings.draft_model)):
             if name:
                 setting = f"LLM_{helper.upper()}_MODEL"
                 self._found[helper] = find_model(name, None, settings.models_dir, setting=setting)

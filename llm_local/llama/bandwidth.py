@@ -23,6 +23,12 @@ GPU_GB_S = {
 """Memory bandwidth of cards in 10^9 bytes a second, from NVIDIA's data sheets; of several variants the slowest."""
 
 
+def threads_to_measure(n_threads: int, free_bytes: int | None) -> int:
+    """Return how many of the threads may measure, whose blocks take a quarter of what is free at the most; maybe 0."""
+    n_threads = min(max(n_threads, 1), MOST_THREADS)
+    return n_threads if free_bytes is None else min(n_threads, free_bytes // (4 * 2 * BLOCK_BYTES))
+
+
 def measure(n_threads: int, seconds: float = 0.3) -> float:
     """Return the bytes a second that `n_threads` threads move together: copies count for what they read and write."""
     n_threads = min(max(n_threads, 1), MOST_THREADS)

@@ -76,6 +76,8 @@ _gguf_n_tensors = _bind("gguf_get_n_tensors", ctypes.c_int64, _handle)
 _gguf_tensor_name = _bind("gguf_get_tensor_name", _text, _handle, ctypes.c_int64)
 _gguf_tensor_type = _bind("gguf_get_tensor_type", ctypes.c_int, _handle, ctypes.c_int64)
 _gguf_tensor_size = _bind("gguf_get_tensor_size", _size, _handle, ctypes.c_int64)
+_gguf_tensor_offset = _bind("gguf_get_tensor_offset", _size, _handle, ctypes.c_int64)
+_gguf_data_offset = _bind("gguf_get_data_offset", _size, _handle)
 _gguf_tensor_shape = _bind("gguf_get_tensor_ne", ctypes.POINTER(ctypes.c_int64 * 4), _handle, ctypes.c_int64)
 
 _device_count = _bind("ggml_backend_dev_count", _size)
@@ -146,6 +148,15 @@ class Gguf:
             )
             for index in range(_gguf_n_tensors(file))
         ]
+
+    @property
+    def n_bytes(self) -> int:
+        """How long the file is at the least, if all of its weights are in it."""
+        file = self._file
+        ends = (
+            _gguf_tensor_offset(file, index) + _gguf_tensor_size(file, index) for index in range(_gguf_n_tensors(file))
+        )
+        return int(_gguf_data_offset(file)) + max(ends, default=0)
 
     def close(self) -> None:
         """Free the header."""

@@ -15,6 +15,8 @@ from llm_local.llama.logs import native_log
 from llm_local.llama.need import Layer, ModelShape
 
 GGUF_MAGIC = b"GGUF"
+MOST_LAYERS = 512
+"""LLAMA_MAX_LAYERS of llama-hparams.h."""
 
 _LAYER = re.compile(r"^(?:blk|enc\.blk|dec\.blk)\.(\d+)\.")
 
@@ -60,21 +62,31 @@ def _open(path: Path) -> Gguf:
     check_gguf(path)
     native_log.errors.clear()
     try:
-        return Gguf(path)
+        file = Gguf(path)
     except ValueError as error:
         raise StartupError(f"cannot load {path}: {native_log.why(str(error))}") from None
+    has, needs = path.stat().st_size, file.n_bytes
+    if has < needs:
+        file.close()
+        raise StartupError(f"{path} is cut off: it has {has} bytes of {needs}; remove it, and copy or fetch it again")
+    return file
 
 
 def _shape(name: str, file: Gguf, tensors: list[Tensor]) -> ModelShape:
     architecture = file.text("general.architecture") or ""
 
     def numbers(key: str) -> list[int]:
-        return [int(value) for value in file.numbers(f"{architecture}.{key}")]
+        return [value for value in file.numbers(f"{architecture}.{key}") if isinstance(value, int)]
 
     def number(key: str, default: int = 0) -> int:
         return max(numbers(key), default=default)
 
     n_layer, n_embd = number("block_count"), number("embedding_length")
+    if not 0 < n_layer <= MOST_LAYERS:
+        raise StartupError(
+            f"cannot load {name}: its header says that it has {max(n_layer, 0)} layers of the architecture "
+            f"'{architecture}'; what comes beside a model (a projector, an importance matrix) is none"
+        )
     n_head = max(number("attention.head_count", 1), 1)
     k_size = number("attention.key_length", n_embd // n_head)
     causal = file.numbers(f"{architecture}.attention.causal") != [False]

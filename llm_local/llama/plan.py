@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -80,14 +81,16 @@ class Plan:
 def make_plan(demand: Demand, machine: Machine) -> Plan:
     """Place all models, the generating one first; `auto` puts the others on GPUs whole where room is left, or not.
 
-    `auto` plans with `utilization` of the free memory of each device. An explicit number may use all of it.
+    `auto` plans with `utilization` of the free memory of each device. An explicit number may use all of it. A model
+    whose layers stay on the CPU has buffers on the devices all the same, for which the models before it leave room.
     """
     devices = list(machine.devices)
     budgets = [int(device.free_bytes * demand.utilization) for device in devices]
     placements: list[Placement] = []
     totals = [Use() for _ in devices]
     for index, model in enumerate(demand.models):
-        room = [budget - use.taken for budget, use in zip(budgets, totals, strict=True)]
+        later = _least(demand.models[index + 1 :], machine, demand)
+        room = [budget - use.taken - least for budget, use, least in zip(budgets, totals, later, strict=True)]
         placement = _place(model, demand, devices, room, whole=index > 0)
         placements.append(placement)
         totals = [total + use for total, use in zip(totals, placement.devices, strict=True)]
@@ -106,6 +109,12 @@ def make_plan(demand: Demand, machine: Machine) -> Plan:
     if demand.gpu_layers == "auto" and machine.devices and not placements[0].n_gpu:
         warnings.append(f"no layer fits into the free memory of {_names(machine)}: all is computed on the CPU")
     return Plan(tuple(placements), tuple(totals), host, other, shortage, tuple(warnings))
+
+
+def _least(models: SequenceOf[ModelDemand], machine: Machine, demand: Demand) -> list[int]:
+    """Return the bytes of each device that models take whose layers are all on the CPU."""
+    on_cpu = [place(m.shape, m.contexts, machine.devices, 0, mapped=demand.stays_in_file) for m in models]
+    return [sum(placement.devices[index].taken for placement in on_cpu) for index in range(len(machine.devices))]
 
 
 def _place(model: ModelDemand, demand: Demand, devices: list[Device], room: list[int], *, whole: bool) -> Placement:
@@ -158,9 +167,7 @@ def alternatives(demand: Demand, machine: Machine) -> list[str]:
     """Return what could be changed, one thing at a time, so that everything fits."""
     found = []
     if demand.gpu_layers not in ("auto", 0) and machine.devices:
-        most = make_plan(replace(demand, gpu_layers="auto", utilization=1.0), machine)
-        if most.shortage is None:
-            found.append(f"set LLM_GPU_LAYERS to at most {most.n_gpu} (of {most.placements[0].n_units}), or to auto")
+        found += _fewer_layers(demand, machine)
     if n_ctx := _largest_ctx(demand, machine):
         found.append(f"set LLM_CTX to at most {n_ctx}")
     found += _smaller_cells(demand, machine)
@@ -204,6 +211,16 @@ def summary(machine: Machine, plan: Plan) -> str:
 def size(n_bytes: int) -> str:
     """Return bytes as people read them."""
     return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / MIB:.0f} MiB"
+
+
+def _fewer_layers(demand: Demand, machine: Machine) -> list[str]:
+    """Return the most layers that fit; each model puts so many on the GPU, where `auto` may leave a smaller one out."""
+    n_units = len(demand.models[0].shape.layers) + 1
+    most = next((n for n in range(n_units, 0, -1) if _fits(replace(demand, gpu_layers=n), machine)), 0)
+    ways = [f"to at most {most} (of {n_units})"] if most else []
+    if _fits(replace(demand, gpu_layers="auto"), machine):
+        ways.append("to auto")
+    return [f"set LLM_GPU_LAYERS {', or '.join(ways)}"] if ways else []
 
 
 def _smaller_cells(demand: Demand, machine: Machine) -> list[str]:

@@ -40,12 +40,14 @@ def choose(source: HubFile, published: SequenceOf[str]) -> list[str]:
 
 
 def _by_file(file: str, models: SequenceOf[str]) -> list[str]:
-    wanted = shard_names(PurePosixPath(file).name)[0].lower()
-    exact = [name for name in models if PurePosixPath(name).name.lower() == wanted]
-    if exact:
-        return exact[:1]
-    meant = spellings(file)
-    return [name for name in models if parse_name(name) in meant][:1]
+    asked = PurePosixPath(file)
+    wanted = shard_names(asked.name)[0].lower()
+    found = [name for name in models if PurePosixPath(name).name.lower() == wanted]
+    if not found:
+        meant = spellings(file)
+        found = [name for name in models if parse_name(name) in meant]
+    beside = [name for name in found if PurePosixPath(name).parent == asked.parent]
+    return beside[:1] or found
 
 
 def _by_quantization(source: HubFile, models: SequenceOf[str]) -> list[str]:
@@ -59,7 +61,7 @@ def _by_quantization(source: HubFile, models: SequenceOf[str]) -> list[str]:
 def _there(models: SequenceOf[str]) -> str:
     if not models:
         return "; there is no GGUF in it"
-    names = sorted({_unsharded(PurePosixPath(name).name) for name in models})
+    names = sorted({_unsharded(name) for name in models})
     shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     return f"; there are {shown}"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -18,12 +19,13 @@ import httpx2
 from llm_local.errors import StartupError
 from llm_local.models.patience import Patience, TryAgain
 from llm_local.models.progress import Progress
-from llm_local.models.remote import BUSY, RemoteFile, retry_after_s
+from llm_local.models.remote import BUSY, RemoteFile, retry_after_s, shown
 
 STALL_S = 30.0
 """A connection that brings nothing for so long is opened again."""
 PIECE = 2**20
 MAGIC = b"GGUF"
+_CONTENT_RANGE = re.compile(r"bytes (?:([0-9]+)-[0-9]+|\*)/(?:([0-9]+)|\*)", re.IGNORECASE)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -40,9 +42,19 @@ class Fetched:
 
 
 def http_client() -> httpx2.Client:
-    """Return a client that follows redirects, obeys the proxies of the environment and never waits for ever."""
+    """Return a client that follows redirects, obeys the proxies of the environment and never waits for ever.
+
+    Raises:
+        StartupError: a proxy or a certificate that the environment names cannot be used.
+    """
     timeout = httpx2.Timeout(STALL_S, connect=10.0)
-    return httpx2.Client(follow_redirects=True, timeout=timeout, headers={"Accept-Encoding": "identity"})
+    try:
+        return httpx2.Client(follow_redirects=True, timeout=timeout, headers={"Accept-Encoding": "identity"})
+    except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
+        raise StartupError(
+            f"no connection can be made as the environment says ({reason(error)}): check HTTPS_PROXY, ALL_PROXY and "
+            "NO_PROXY (a proxy is http:// or https://), SSL_CERT_FILE and SSL_CERT_DIR"
+        ) from None
 
 
 class Download:
@@ -55,6 +67,7 @@ class Download:
         self._patience, self._progress = patience, progress
         self._digest = hashlib.sha256()
         self._have = self._most = 0
+        self._size = remote.size
 
     def run(self) -> Fetched:
         """Fetch what is missing.
@@ -80,12 +93,14 @@ class Download:
             if not self._have:
                 self._partial.unlink(missing_ok=True)
             raise
+        except BrokenPipeError:
+            raise  # Of whoever reads how far it is, not of the disk.
         except OSError as error:
             raise StartupError(_disk_trouble(error, self._partial.parent.parent, self._remote.name)) from None
         return Fetched(self._digest.hexdigest(), in_one=n_connections == 1 and not resumed)
 
     def _complete(self) -> bool:
-        return self._remote.size is not None and self._have == self._remote.size
+        return self._size is not None and self._have == self._size
 
     def _read_back(self, file: BinaryIO) -> None:
         """Hash what came earlier."""
@@ -93,7 +108,7 @@ class Download:
         while block := file.read(PIECE):
             self._digest.update(block)
             self._have += len(block)
-        if self._remote.size is not None and self._have > self._remote.size:
+        if self._size is not None and self._have > self._size:
             file.truncate(0)
             self._have, self._digest = 0, hashlib.sha256()
         self._most = self._have
@@ -101,7 +116,7 @@ class Download:
     def _start_over(self, file: BinaryIO) -> None:
         file.truncate(0)
         self._progress.advance(-self._have)
-        self._have, self._digest = 0, hashlib.sha256()
+        self._have, self._digest, self._size = 0, hashlib.sha256(), self._remote.size
 
     def _connect(self, file: BinaryIO) -> None:
         headers = dict(self._remote.headers)
@@ -118,30 +133,42 @@ class Download:
         except (httpx2.TransportError, httpx2.DecodingError) as error:
             raise TryAgain(f"the connection broke ({reason(error)})") from None
         except (httpx2.TooManyRedirects, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-            raise StartupError(f"cannot fetch {self._remote.url}: {error}") from None
+            raise StartupError(f"cannot fetch {shown(self._remote.url)}: {error}") from None
 
     def _check(self, answer: httpx2.Response, file: BinaryIO) -> bool:
         """Return whether the answer's body goes on where the file ends; make it so where that can be done."""
         if answer.status_code in BUSY:
             raise TryAgain(f"the server answered {answer.status_code}", retry_after_s(answer.headers))
+        begin, total = _range(answer)
         if answer.status_code == 416:
+            if self._size is None and total == self._have:
+                return False
             self._start_over(file)
             raise TryAgain("the server has no such range")
         if answer.status_code not in (200, 206):
             raise StartupError(refusal(answer.status_code, self._remote.url))
-        if answer.status_code == 206 and not answer.headers.get("content-range", "").startswith(f"bytes {self._have}-"):
+        if answer.status_code == 206 and not self._goes_on(answer, begin, total):
             self._start_over(file)
-            raise TryAgain("the server sent another range than was asked for")
+            raise TryAgain("the server sent another range, or of another file, than was asked for")
         if answer.status_code == 200 and self._have:
             # No ranges here, or another version by now: from the beginning.
             self._start_over(file)
+        if self._size is None:
+            self._size = total if answer.status_code == 206 else content_length(answer)
         return True
+
+    def _goes_on(self, answer: httpx2.Response, begin: int | None, total: int | None) -> bool:
+        """Tell whether a part is what was asked for, and of the same version: not every server heeds `If-Range`."""
+        version, etag = self._remote.version, answer.headers.get("etag")
+        same = etag in (None, version) or not version.startswith('"')
+        return begin == self._have and same and (None in (total, self._size) or total == self._size)
 
     def _take(self, answer: httpx2.Response, file: BinaryIO) -> None:
         for piece in answer.iter_raw():
             if self._have == 0 and not piece.startswith(MAGIC[: len(piece)]):
                 raise StartupError(
-                    f"what {self._remote.url} sends is no GGUF: it begins with {piece[:12]!r}; is the address right?"
+                    f"what {shown(self._remote.url)} sends is no GGUF: it begins with {piece[:12]!r}; is the address "
+                    "right?"
                 )
             file.write(piece)
             self._digest.update(piece)
@@ -151,16 +178,32 @@ class Download:
                 self._patience.progressed()
             self._progress.advance(len(piece))
             self._patience.check(f"fetching {self._remote.name}")
-        size = self._remote.size
+        size = self._size
         if size is not None and self._have != size:
             have = self._have
             if have > size:
                 self._start_over(file)
             raise TryAgain(f"the connection ended at {have} of {size} bytes")
+        if not self._have:
+            raise StartupError(f"{shown(self._remote.url)} sends an empty file; is the address right?")
+
+
+def content_length(answer: httpx2.Response) -> int | None:
+    """Return how many bytes an answer says that the file has; 0 to HEAD means that the server does not know."""
+    length = answer.headers.get("content-length", "")
+    return (int(length) or None) if length.isascii() and length.isdigit() else None
+
+
+def _range(answer: httpx2.Response) -> tuple[int | None, int | None]:
+    """Return where a part begins and how long the whole is, as far as the answer says."""
+    found = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", "").strip())
+    begin, total = found.groups() if found else (None, None)
+    return (int(begin) if begin else None), (int(total) if total else None)
 
 
 def refusal(status: int, url: str) -> str:
     """Return in one line what an answer means for a plain address, and what to do."""
+    url = shown(url)
     if status in (401, 403):
         return f"{url} may not be read ({status}): it needs a login, or the link has expired"
     if status in (404, 410):

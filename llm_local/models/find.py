@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llm_local.models.locate import locate, look, missing_shards
-from llm_local.models.source import HubFile, Source, local_name, source_of
+from llm_local.models.catalogue import find_repository
+from llm_local.models.locate import ggufs, locate, look, missing_shards
+from llm_local.models.names import parse_name
+from llm_local.models.source import HubFile, Source, local_name, repository_stem, source_of
 
 
 def find_model(
@@ -32,12 +34,21 @@ def find_model(
     if source is None:
         return locate(name, models_dir)
     known_as = local_name(source)
-    path = _whole(known_as, models_dir) if known_as is not None else None
+    path = _whole(known_as, models_dir) if known_as is not None else _only_one(source, models_dir)
     if path is None and isinstance(source, HubFile):
         path = cached_model(source)
         if path is not None and checksum not in ("sha256:auto", "off", f"sha256:{cached_sha256(path)}"):
             path = None
     return path or source
+
+
+def _only_one(source: Source, models_dir: Path) -> Path | None:
+    """Return the model that a repository without more means, where one alone is here that is called as it is."""
+    if not isinstance(source, HubFile) or find_repository(source.repository) is not None:
+        return None
+    stem = repository_stem(source)
+    there = [path for path in ggufs(models_dir) if parse_name(path.name).stem == stem]
+    return there[0] if len(there) == 1 and not missing_shards(there[0]) else None
 
 
 def _whole(name: str, models_dir: Path) -> Path | None:

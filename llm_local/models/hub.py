@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
+from urllib.parse import unquote
 
 import httpx2
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
@@ -73,7 +74,7 @@ class Hub:
             name=PurePosixPath(name).name,
             url=url,
             headers=build_hf_headers(library_name="llm-local"),
-            size=known.size,
+            size=known.size or None,
             sha256=etag if _SHA256.fullmatch(etag) else None,
             version=etag,
         )
@@ -84,16 +85,20 @@ class Hub:
             try:
                 return call()
             except OfflineModeIsEnabled:
-                raise StartupError(self._offline()) from None
+                raise StartupError(offline(self._source) or "HF_HUB_OFFLINE is set") from None
             except HfHubHTTPError as error:
                 failure = self._explained(error)
-            except httpx2.TransportError as error:
+            except httpx2.InvalidURL as error:
+                raise StartupError(f"{endpoint()} is no address ({error}): check HF_ENDPOINT") from None
+            except httpx2.RequestError as error:
                 failure = TryAgain(
                     f"{endpoint()} cannot be reached ({reason(error)}): check the network, HTTPS_PROXY and "
                     "HF_ENDPOINT, or copy the files into the models folder by hand"
                 )
             except HFValidationError:
                 raise StartupError(f"'{self._source.repository}' is no name of a repository") from None
+            except UnicodeEncodeError:
+                raise StartupError("HF_TOKEN has letters that are in no token: copy it again") from None
             except (ValueError, TypeError, KeyError):
                 raise StartupError(f"{endpoint()} does not answer as a hub does: check HF_ENDPOINT") from None
             self._patience.check(what)
@@ -133,11 +138,15 @@ class Hub:
             f"open it ({status}){hint}"
         )
 
-    def _offline(self) -> str:
-        return (
-            f"HF_HUB_OFFLINE is set, and {self._source} is neither in the models folder nor in the cache "
-            f"{constants.HF_HUB_CACHE}: unset it, or copy the files there by hand"
-        )
+
+def offline(source: HubFile) -> str | None:
+    """Return what is said of a model that is not here where the hub may not be asked; None where it may."""
+    if not constants.HF_HUB_OFFLINE:
+        return None
+    return (
+        f"HF_HUB_OFFLINE is set, and {source} is neither in the models folder nor in the cache "
+        f"{constants.HF_HUB_CACHE}: unset it, or copy the files there by hand"
+    )
 
 
 def cached_model(source: HubFile) -> Path | None:
@@ -173,4 +182,4 @@ def cached_sha256(path: Path) -> str | None:
 
 def _commit_and_path(url: str) -> tuple[str, str]:
     commit, _, name = url.partition("/resolve/")[2].partition("/")
-    return commit, name
+    return commit, unquote(name)

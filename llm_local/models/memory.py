@@ -58,7 +58,7 @@ def fits(need: Need, free_ram: int | None, free_gpus: SequenceOf[int] = (), *, g
     n_layers = need.layers + 1 if need.layers else 0
     gpu_layers = None
     if free_gpus and n_layers:
-        per_layer = (need.weights + need.kv) / n_layers
+        per_layer = max(need.weights + need.kv, 1) / n_layers
         room = [max(free * gpu_utilization - OVERHEAD_BYTES, 0.0) for free in free_gpus]
         gpu_layers = min(sum(int(bytes_free // per_layer) for bytes_free in room), n_layers)
     return Fit(need, None if free_ram is None else need.total <= free_ram, gpu_layers, n_layers)

@@ -12,6 +12,7 @@ _SHARD = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})$", re.IGNORECASE)
 _KIND = r"(?:ud-)?(?:i?q\d+(?:_\w+)?|tq\d+(?:_\w+)?|f16|fp16|f32|fp32|bf16|mxfp4\w*)"
 _QUANTIZATION = re.compile(rf"[-._:]{_KIND}$", re.IGNORECASE)
 _ALONE = re.compile(_KIND, re.IGNORECASE)
+_NO_MODEL = re.compile(r"mmproj|imatrix", re.IGNORECASE)
 _SAME = {"FP16": "F16", "FP32": "F32"}
 
 
@@ -53,6 +54,8 @@ def shard_names(name: str) -> list[str]:
     if shard is None:
         return [name]
     count, suffix = int(shard["count"]), name[len(base) :]
+    if count == 0:
+        return [name]
     return [f"{base[: shard.start()]}-{number:05}-of-{count:05}{suffix}" for number in range(1, count + 1)]
 
 
@@ -63,7 +66,7 @@ def is_first(name: str) -> bool:
 
 def first_shards(names: Iterable[str]) -> list[str]:
     """Return the models among file names: whole GGUFs and first shards, without projectors and matrices."""
-    return [name for name in names if is_first(name) and not PurePosixPath(name).name.lower().startswith("mmproj")]
+    return [name for name in names if is_first(name) and not _NO_MODEL.search(PurePosixPath(name).name)]
 
 
 def served_name(path: Path) -> str:

@@ -10,6 +10,7 @@ models/                                  one folder, one file system: renaming i
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import shutil
@@ -68,6 +69,8 @@ def pull(source: Source, wishes: Wishes, patience: Patience, progress: Progress)
             files = _remote_files(source, client, patience, progress)
             with _lock(folder / f"{files[0].name}.lock", patience, progress):
                 _Pull(source, files, wishes, client, patience, progress).run()
+    except BrokenPipeError:
+        raise  # Of whoever reads how far it is, not of the folder.
     except OSError as error:
         raise StartupError(
             f"cannot write into {wishes.models_dir}/: {error.strerror or error}; name another folder in LLM_MODELS_DIR"
@@ -173,6 +176,10 @@ class _Pull:
         needed = sum((file.size or 0) - self._partial_bytes(file) for file in missing)
         free = self._wishes.free_bytes(self._wishes.models_dir)
         if needed and needed + SPARE_BYTES > free:
+            for file in missing:
+                self._drop_other_versions(file)
+            free = self._wishes.free_bytes(self._wishes.models_dir)
+        if needed and needed + SPARE_BYTES > free:
             raise StartupError(
                 f"{parse_name(missing[0].name)} needs {size(needed)} more in {self._wishes.models_dir}/, and "
                 f"{size(free)} are free: free some space, name another folder in LLM_MODELS_DIR"
@@ -199,8 +206,12 @@ class _Pull:
 
     def _finish(self, file: RemoteFile, partial: Path) -> None:
         os.replace(partial, self._wishes.models_dir / file.name)
-        for stale in self._folder.glob(f"{file.name}.*.partial"):
-            stale.unlink(missing_ok=True)
+        self._drop_other_versions(file)
+
+    def _drop_other_versions(self, file: RemoteFile) -> None:
+        for path in self._folder.glob(f"{glob.escape(file.name)}.*.partial"):
+            if path.name != file.partial_name:
+                path.unlink(missing_ok=True)
 
 
 def _with_checksum(file: RemoteFile, files: list[RemoteFile], checksum: str) -> RemoteFile:

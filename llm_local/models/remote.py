@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit, urlunsplit
 
 BUSY = (408, 425, 429, 500, 502, 503, 504)
 """Answers of a server that may be other ones later."""
@@ -33,15 +34,26 @@ class RemoteFile:
 
     @property
     def partial_name(self) -> str:
-        """Name of the file for bytes that have come: another one for each version."""
-        identity = self.sha256 or f"{self.url} {self.version} {self.size}"
+        """Name of the file for bytes that have come: another one for each version.
+
+        An address that is signed anew has another query; with an ETag it is still known for the same file's.
+        """
+        address = shown(self.url) if self.version.startswith('"') else self.url
+        identity = self.sha256 or f"{address} {self.version} {self.size}"
         return f"{self.name}.{hashlib.sha256(identity.encode()).hexdigest()[:12]}.partial"
+
+
+def shown(url: str) -> str:
+    """Return an address for messages: without name, password and query, with which others could fetch it, too."""
+    parts = urlsplit(url)
+    bare = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return f"{bare}?..." if parts.query else bare
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Return the seconds that a busy server asks to wait, None where it does not say."""
     value = headers.get("retry-after", "").strip()
-    if value.isdigit():
+    if value.isascii() and value.isdigit():
         return float(value)
     try:
         return max((parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds(), 0.0)

@@ -10,12 +10,14 @@ from urllib.parse import unquote, urlsplit
 from llm_local.errors import StartupError
 from llm_local.models.catalogue import KnownModel, find, find_repository
 from llm_local.models.names import as_quantization, parse_name, shard_names
+from llm_local.models.remote import shown
 
 HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 
 _REPOSITORY = r"(?P<repository>[\w][\w.-]*/[\w][\w.-]*)"
 _COLON = re.compile(rf"{_REPOSITORY}:(?P<file>.+)")
 _RESOLVE = re.compile(rf"/{_REPOSITORY}/(?:resolve|blob|raw)/(?P<revision>[^/]+)/(?P<file>.+)")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _PAGE = re.compile(rf"/{_REPOSITORY}/?(?:tree/(?P<revision>[^/]+)/?)?")
 
 
@@ -45,7 +47,7 @@ class WebFile:
     name: str
 
     def __str__(self) -> str:
-        return self.url
+        return shown(self.url)
 
 
 Source = HubFile | WebFile
@@ -68,17 +70,25 @@ def source_of(name: str, url: str | None, endpoint: str, *, setting: str = "LLM_
         return by_name
     by_url = read_source(url, endpoint)
     if by_url is None or not _is_address(url):
-        raise StartupError(f"{setting}_URL: '{url}' is neither an https address nor REPO:FILE of the hub")
-    if isinstance(by_url, WebFile):
-        return WebFile(by_url.url, Path(name).name) if name.lower().endswith(".gguf") else by_url
+        raise StartupError(f"{setting}_URL: '{shown(url)}' is neither an https address nor REPO:FILE of the hub")
     _check_same(name, by_url, setting)
+    # Shards find each other by their names, so that they keep those.
+    if isinstance(by_url, WebFile) and name.lower().endswith(".gguf") and len(shard_names(by_url.name)) == 1:
+        return WebFile(by_url.url, Path(name).name)
     return by_url
 
 
 def read_source(text: str, endpoint: str) -> Source | None:
-    """Return what an address, REPO:FILE or a name of the catalogue means; None where it is none of them."""
+    """Return what an address, REPO:FILE or a name of the catalogue means; None where it is none of them.
+
+    Raises:
+        StartupError: it begins as an address does, and is none.
+    """
     if re.match(r"https?://", text, re.IGNORECASE):
-        return _from_url(text, endpoint)
+        try:
+            return _from_url(text, endpoint)
+        except ValueError as error:
+            raise StartupError(f"'{text}' is no address: {error}") from None
     colon = _COLON.fullmatch(text)
     if colon is not None:
         return _hub_file(colon["repository"], colon["file"])
@@ -100,14 +110,26 @@ def of_known(model: KnownModel, quantization: str | None) -> HubFile | None:
 
 
 def local_name(source: Source) -> str | None:
-    """Return what the file is called on a disk, as far as the source tells without asking the hub."""
+    """Return what the file is called on a disk, as far as the source tells without asking the hub.
+
+    Of a repository that the catalogue does not know only the quantization may be given. By custom its files are
+    called as it is.
+    """
     if isinstance(source, WebFile):
         return source.name
     if source.file is not None:
         return PurePosixPath(source.file).name
     model = find_repository(source.repository)
     published = model.published(source.quantization) if model is not None else None
-    return published.file if published is not None else None
+    if published is not None:
+        return published.file
+    stem = model.name if model is not None else repository_stem(source)
+    return f"{stem}-{source.quantization}" if source.quantization is not None else None
+
+
+def repository_stem(source: HubFile) -> str:
+    """Return how the names of a repository's files begin by custom: as its own, in lower case, without `-GGUF`."""
+    return re.sub(r"[-._]gguf$", "", source.repository.rpartition("/")[2].lower())
 
 
 def shard_urls(url: str) -> list[str]:
@@ -122,18 +144,24 @@ def _is_address(text: str) -> bool:
 
 def _from_url(url: str, endpoint: str) -> Source:
     parts, base = urlsplit(url), urlsplit(endpoint)
-    path = unquote(parts.path)
+    path = parts.path
     if parts.netloc == base.netloc and path.startswith(base.path.rstrip("/") + "/"):
         path = path[len(base.path.rstrip("/")) :]
     elif parts.hostname not in HUB_HOSTS:
-        return WebFile(url, PurePosixPath(path).name or "model.gguf")
+        return _web_file(url)
+    # A revision may have slashes, which are escaped: refs%2Fpr%2F1.
     found = _RESOLVE.fullmatch(path)
     if found is not None:
-        return _hub_file(found["repository"], found["file"], found["revision"])
+        return _hub_file(found["repository"], unquote(found["file"]), unquote(found["revision"]))
     page = _PAGE.fullmatch(path)
     if page is not None and (parts.hostname in HUB_HOSTS or page["revision"]):
-        return _hub_file(page["repository"], None, page["revision"] or "main")
-    return WebFile(url, PurePosixPath(path).name or "model.gguf")
+        return _hub_file(page["repository"], None, unquote(page["revision"] or "main"))
+    return _web_file(url)
+
+
+def _web_file(url: str) -> WebFile:
+    name = shard_names(PurePosixPath(unquote(urlsplit(url).path)).name)[0]
+    return WebFile(url, name if name.strip(".") and not _CONTROL.search(name) else "model.gguf")
 
 
 def _hub_file(repository: str, file: str | None, revision: str = "main") -> HubFile:
@@ -145,7 +173,7 @@ def _hub_file(repository: str, file: str | None, revision: str = "main") -> HubF
     return HubFile(repository, None, kind, revision) if kind or not file else HubFile(repository, file, None, revision)
 
 
-def _check_same(name: str, source: HubFile, setting: str) -> None:
+def _check_same(name: str, source: Source, setting: str) -> None:
     """Refuse an address that was left over from another model: it would be served under the wrong name."""
     file = local_name(source)
     if file is None:

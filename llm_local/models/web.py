@@ -9,10 +9,10 @@ from urllib.parse import unquote, urlsplit
 import httpx2
 
 from llm_local.errors import StartupError
-from llm_local.models.download import reason, refusal
+from llm_local.models.download import content_length, reason, refusal
 from llm_local.models.patience import Patience, TryAgain
 from llm_local.models.progress import Progress
-from llm_local.models.remote import BUSY, RemoteFile, retry_after_s
+from llm_local.models.remote import BUSY, RemoteFile, retry_after_s, shown
 from llm_local.models.source import WebFile, shard_urls
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -30,7 +30,7 @@ def web_files(source: WebFile, client: httpx2.Client, patience: Patience, progre
 
 
 def _ask(name: str, url: str, client: httpx2.Client, patience: Patience, progress: Progress) -> RemoteFile:
-    what = f"asking for {url}"
+    what = f"asking for {shown(url)}"
     while True:
         try:
             answer = client.head(url)
@@ -38,7 +38,7 @@ def _ask(name: str, url: str, client: httpx2.Client, patience: Patience, progres
                 return _remote(name, url, answer)
             failure = TryAgain(f"the server answered {answer.status_code}", retry_after_s(answer.headers))
         except httpx2.InvalidURL as error:
-            raise StartupError(f"{url} is no address: {error}") from None
+            raise StartupError(f"{shown(url)} is no address: {error}") from None
         except httpx2.RequestError as error:
             failure = TryAgain(
                 f"it cannot be reached ({reason(error)}): check the network, HTTPS_PROXY and the address"
@@ -53,13 +53,15 @@ def _remote(name: str, url: str, answer: httpx2.Response) -> RemoteFile:
         return RemoteFile(name, url)
     if answer.status_code != 200:
         raise StartupError(refusal(answer.status_code, url))
-    headers = dict(answer.headers)
-    length = headers.get("x-linked-size", headers.get("content-length", ""))
-    published = headers.get("x-linked-etag", headers.get("etag", "")).strip('"').lower()
+    # A hub says it where it redirects. Other servers' ETags may look like a sha256, and are one of something else.
+    published = next(
+        (a.headers["x-linked-etag"] for a in (*answer.history, answer) if "x-linked-etag" in a.headers), ""
+    )
+    published = published.strip('"').lower()
     return RemoteFile(
         name,
         url,
-        size=int(length) if length.isdigit() else None,
+        size=content_length(answer),
         sha256=published if _SHA256.fullmatch(published) else None,
-        version=headers.get("etag", headers.get("last-modified", "")),
+        version=answer.headers.get("etag", answer.headers.get("last-modified", "")),
     )

@@ -120,3 +120,22 @@ def test_a_header_that_is_cut_off_is_one_line(tmp_path: Path, length: int) -> No
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(StartupError, match=r"is not a GGUF file|cannot load"):
         header.read_shape(path)
+
+
+@pytest.mark.parametrize("n_layer", [0, 513, 20_000_000, 2**32 - 1])
+def test_a_number_of_layers_that_llama_cpp_does_not_load_is_refused_at_once(tmp_path: Path, n_layer: int) -> None:
+    path = write(tmp_path / "m.gguf", TENSORS, **{**FIELDS, "block_count": n_layer})
+    with pytest.raises(StartupError, match=rf"cannot load m.gguf: its header says that it has {n_layer} layers of"):
+        header.read_shape(path)
+
+
+def test_a_file_that_ends_before_its_weights_do_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf", TENSORS, **FIELDS)
+    whole = path.read_bytes()
+    with header._open(path) as file:
+        needs = file.n_bytes
+    path.write_bytes(whole[:needs])
+    header.read_shape(path)
+    path.write_bytes(whole[: needs - 1])
+    with pytest.raises(StartupError, match=rf"m.gguf is cut off: it has {needs - 1} bytes of {needs}; remove it"):
+        header.read_shape(path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
@@ -148,3 +150,28 @@ def test_the_summary_names_layers_devices_and_free_memory() -> None:
 
 def test_sizes_read_well() -> None:
     assert [size(n) for n in (0, 96 * MIB, 1536 * MIB)] == ["0 MiB", "96 MiB", "1.5 GiB"]
+
+
+def two_models(gpu_layers: Literal["auto"] | int) -> Demand:
+    first = ModelDemand(shape(), (context(),))
+    second = ModelDemand(shape(n_layer=20, largest_matrix_bytes=90 * MIB), (context(),))
+    return Demand((first, second), gpu_layers=gpu_layers)
+
+
+@pytest.mark.parametrize("free_mib", [500, 1300, 2000, 2500])
+def test_the_number_of_layers_that_is_said_to_fit_does_fit_with_a_second_model_too(free_mib: int) -> None:
+    wanted, there = two_models(-1), machine(gpu(free_mib))
+    found = re.search(
+        r"set LLM_GPU_LAYERS to at most (\d+) \(of 11\), or to auto", ". ".join(alternatives(wanted, there))
+    )
+    assert found is not None
+    n = int(found[1])
+    assert make_plan(two_models(n), there).shortage is None
+    assert n == 11 or make_plan(two_models(n + 1), there).shortage is not None
+
+
+def test_auto_leaves_room_for_the_buffers_of_a_model_that_stays_on_the_cpu() -> None:
+    for free_mib in range(500, 4000, 50):
+        plan = make_plan(two_models("auto"), machine(gpu(free_mib)))
+        assert plan.placements[0].n_gpu > 0
+        assert plan.devices[0].taken <= 0.9 * free_mib * MIB

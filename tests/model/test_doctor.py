@@ -53,6 +53,12 @@ def test_the_same_as_json() -> None:
         (["--ctx", "x"], {}, "bad value for ctx (flag)"),
         ([], {"LLM_CTXX": "1"}, "unknown setting LLM_CTXX"),
         (["--host", "203.0.113.1"], {}, "cannot listen on 203.0.113.1:0"),
+        (["--host", "a..b"], {}, "cannot listen on a..b:0"),
+        (["--api-keys-file", "/nowhere"], {}, "cannot read the keys in /nowhere"),
+        (["--ssl-certfile", "/nowhere"], {}, "cannot read /nowhere (LLM_SSL_CERTFILE"),
+        (["--chat-template", "/nowhere"], {}, "chat_template is '/nowhere'"),
+        (["--disk-cache-dir", "/dev/null"], {}, "disk_cache_dir is /dev/null, which cannot be read and written"),
+        (["--model", "qwen2.5-7b-instruct"], {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set, and Qwen/Qwen2.5-7B"),
     ],
 )
 def test_what_would_not_start_is_exit_1_with_the_reason(arguments: list, variables: dict, reason: str) -> None:
@@ -76,3 +82,10 @@ def test_a_damaged_header_is_a_reason(tmp_path: Path, smol_path: Path) -> None:
     result = doctor("--model", str(tmp_path / "cut.gguf"))
     assert result.returncode == 1
     assert "cannot load" in result.stdout
+
+
+def test_a_file_that_was_copied_in_part_is_a_reason(tmp_path: Path, smol_path: Path) -> None:
+    (tmp_path / "half.gguf").write_bytes(smol_path.read_bytes()[:50_000_000])
+    result = doctor("--json", "--model", str(tmp_path / "half.gguf"))
+    assert result.returncode == 1
+    assert "half.gguf is cut off: it has 50000000 bytes of 98362432" in json.loads(result.stdout)["reasons"][0]

@@ -21,7 +21,7 @@ import pytest
 from llm_local.cli import main
 from llm_local.cli.pull import pull
 from llm_local.cli.weights import WeightFiles
-from llm_local.config import Settings
+from llm_local.config import Settings, load
 from llm_local.errors import Draining, StartupError
 from tests.models.conftest import Q5, QWEN, ROOT, environment, start, weights
 from tests.models.hub import Hub
@@ -98,6 +98,23 @@ def test_whoever_waits_goes_on_when_the_first_is_killed(hub: Hub, tmp_path: Path
     assert hub.seen[-1].range == "bytes=100000-"
 
 
+def test_a_pull_whose_reader_leaves_ends_quietly(hub: Hub, tmp_path: Path) -> None:
+    env = environment(hub, tmp_path)
+    ours, theirs = os.pipe()
+    os.close(ours)
+    command = [sys.executable, "-m", "llm_local", "pull", NAME]
+    result = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=theirs, check=False)
+    os.close(theirs)
+    assert (result.returncode, result.stdout) == (128 + signal.SIGPIPE, b"")
+
+
+def test_a_pull_without_stderr_has_its_model(hub: Hub, tmp_path: Path) -> None:
+    command = f"exec '{sys.executable}' -m llm_local pull {NAME} 2>&-"
+    env = environment(hub, tmp_path)
+    result = subprocess.run(command, shell=True, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, check=False)
+    assert (result.returncode, result.stdout.strip()) == (0, str(tmp_path / "models" / FILE))
+
+
 def test_a_terminal_gets_a_bar_with_rate_and_time_left(hub: Hub, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "llm_local", "pull", NAME]
@@ -136,6 +153,18 @@ def test_pull_takes_names_files_and_addresses_and_says_what_is_here(
         assert capsys.readouterr().out.strip() == str(folder / file)
     assert main(["pull", NAME, "--models-dir", str(folder)]) == 0
     assert "is here already" in capsys.readouterr().err
+
+
+def test_the_model_of_the_settings_is_pulled_from_where_they_say(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.add("plain", "theirs.gguf", weights("theirs"))
+    monkeypatch.setenv("LLM_MODEL", "my.gguf")
+    monkeypatch.setenv("LLM_MODEL_URL", f"{hub.store_url}/plain/theirs.gguf")
+    monkeypatch.setenv("LLM_MODELS_DIR", str(tmp_path / "models"))
+    assert main(["pull", "my.gguf"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "models/my.gguf")
+    assert WeightFiles(load({}, os.environ).settings).get().model == tmp_path / "models/my.gguf"
 
 
 @pytest.mark.parametrize(
@@ -178,6 +207,17 @@ def test_models_lists_what_is_known_and_what_is_there(
     assert (mine["path"], mine["layers"]) == (str(folder / "my-own-Q4_0.gguf"), None)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_models_lists_files_whose_names_cannot_be_written(hub: Hub, tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "models").mkdir()
+    for name in (b"b\xff-Q4_0.gguf", "моя-Q4_0.gguf".encode()):
+        Path(os.fsdecode(bytes(tmp_path / "models") + b"/" + name)).write_bytes(weights("x"))
+    code, out, err = finish(start(["models"], environment(hub, tmp_path, PYTHONIOENCODING=encoding)))
+    assert (code, err) == (0, "")
+    assert "b\\udcff" in out
+    assert ("моя" if encoding == "utf-8" else "\\u043c\\u043e\\u044f") in out
+
+
 def test_serve_says_what_it_waits_for_and_ends_at_once_when_told_to(hub: Hub, tmp_path: Path) -> None:
     env = environment(hub, tmp_path, LLM_MODEL="Qwen2.5-7B-Instruct-Q5_K_M.gguf", LLM_MODEL_URL=OLD_URL)
     hub.faults.hold_at = 200_000
@@ -214,6 +254,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.parametrize("command", [["serve", "--port", "0"], ["models"]])
+def test_a_build_that_cannot_be_loaded_is_one_line_and_exit_2(hub: Hub, tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "llama_cpp").mkdir()
+    (tmp_path / "llama_cpp/__init__.py").write_text("raise RuntimeError('libcuda.so.1: no such file')")
+    code, _, err = finish(start(command, environment(hub, tmp_path, PYTHONPATH=str(tmp_path))))
+    says = "llm-local: error: llama-cpp-python does not work here: libcuda.so.1: no such file. Run `make install`"
+    assert (code, err.splitlines()[-1]) == (2, says)
+    assert "Traceback" not in err
+
+
 def test_what_nothing_knows_is_refused_before_the_port_is_taken(hub: Hub, tmp_path: Path) -> None:
     settings = Settings(model="qwen2.5-7b-instrukt", models_dir=tmp_path)
     with pytest.raises(StartupError, match=r"did you mean qwen2.5-7b-instruct"):
@@ -235,6 +285,12 @@ def test_the_models_of_embeddings_and_drafts_are_fetched_too(hub: Hub, tmp_path:
     found = files.get()
     assert [path.name for path in (found.model, found.embedding, found.draft) if path] == [FILE, embedding, draft]
     assert "is being loaded" in files.doing()
+
+
+def test_a_model_for_embeddings_that_are_off_is_not_fetched(tmp_path: Path) -> None:
+    (tmp_path / FILE).touch()
+    settings = Settings(model=NAME, models_dir=tmp_path, embedding=False, embedding_model="all-minilm-l6-v2")
+    assert WeightFiles(settings).get().embedding is None
 
 
 def test_an_address_alone_names_the_model(hub: Hub, tmp_path: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from llm_local.cli.weights import WeightFiles
-from llm_local.config import Settings
+from llm_local.config import Settings, load
 from llm_local.errors import StartupError
 from llm_local.models.locate import locate
 from llm_local.models.names import quantization, served_name
@@ -54,3 +55,51 @@ def test_models_dir_is_where_names_are_looked_up(tmp_path: Path) -> None:
     assert (found.model, found.embedding, found.draft) == (tmp_path / "a.gguf", tmp_path / "a.gguf", None)
     with pytest.raises(StartupError, match="no such model"):
         WeightFiles(Settings(model="a.gguf", models_dir=tmp_path / "none"))
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x.gguf", "x" * 300, "x" * 300 + "/y.gguf", "a\0b"])
+def test_what_cannot_be_a_path_is_no_such_model(tmp_path: Path, name: str) -> None:
+    with pytest.raises(StartupError, match="no such model"):
+        locate(name, tmp_path)
+
+
+def test_a_link_to_nowhere_and_a_folder_that_may_not_be_read_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.gguf").symlink_to("/of/another/machine.gguf")
+    with pytest.raises(StartupError, match=r"x.gguf is a link to /of/another/machine.gguf, which is not there"):
+        locate("x.gguf", tmp_path)
+
+    def closed(folder: Path) -> list[str]:
+        raise PermissionError(13, "Permission denied", folder)
+
+    monkeypatch.setattr("os.listdir", closed)
+    with pytest.raises(StartupError, match=r"may not look into .* for y.gguf: chmod a\+rx the folders, a\+r the file"):
+        locate(str(tmp_path / "y.gguf"), tmp_path)
+
+
+def test_the_models_folder_may_be_in_the_home_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/a.gguf").touch()
+    loaded = load({}, {"LLM_MODELS_DIR": "~/weights", "LLM_MODEL": "a.gguf"})
+    assert WeightFiles(loaded.settings).get().model == tmp_path / "weights/a.gguf"
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({}, {"smollm2-135m"}),
+        ({"model": "Their-Q4_0.gguf", "model_url": "https://example.org/x.gguf"}, {"Their-Q4_0.gguf"}),
+        ({"model_url": "https://example.org/x.gguf?signature=1"}, set()),
+        ({"model": "https://example.org/x.gguf?signature=1"}, set()),
+    ],
+)
+def test_the_model_has_the_name_of_the_environment_too_but_no_other_models_and_no_address(
+    settings: dict, names: set
+) -> None:
+    from llm_local.cli import load
+
+    model = SimpleNamespace(path=Path("x.gguf"), size_bytes=1, n_params=1, n_embd=1)
+    served = load._served(model, Settings.model_validate(settings), 8, embeds=False)  # type: ignore[arg-type]
+    assert {served.id, *served.aliases} == {"x", "x.gguf"} | names

@@ -31,3 +31,7 @@ def test_less_of_a_gpu_may_be_used() -> None:
 
 def test_a_model_of_unknown_layers_has_no_answer_for_the_gpu() -> None:
     assert fits(Need(GB), 16 * GB, (8 * GB,)).gpu_layers is None
+
+
+def test_an_empty_file_of_a_known_encoder_has_an_answer_too() -> None:
+    assert fits(Need(0, layers=6), 16 * GB, (8 * GB,)).gpu_layers == 7

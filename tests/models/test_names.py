@@ -74,6 +74,13 @@ def test_the_served_name_is_the_same_whatever_the_quantization() -> None:
             WebFile("https://example.org/a/b/resolve/main/c.gguf", "c.gguf"),
         ),
         ("https://example.org/x%20y.gguf?sig=1", WebFile("https://example.org/x%20y.gguf?sig=1", "x y.gguf")),
+        (
+            "https://example.org/a-00002-of-00002.gguf",
+            WebFile("https://example.org/a-00002-of-00002.gguf", "a-00001-of-00002.gguf"),
+        ),
+        ("https://example.org/a/%2e%2e", WebFile("https://example.org/a/%2e%2e", "model.gguf")),
+        ("https://example.org/a%00.gguf", WebFile("https://example.org/a%00.gguf", "model.gguf")),
+        (f"{HUB}/me/mine/resolve/refs%2Fpr%2F1/x%20y.gguf", HubFile("me/mine", "x y.gguf", revision="refs/pr/1")),
         ("my-model.gguf", None),
         ("models/my-model.gguf", None),
         ("smollm2-135m", None),
@@ -81,6 +88,11 @@ def test_the_served_name_is_the_same_whatever_the_quantization() -> None:
 )
 def test_what_is_written_says_where_to_fetch(text: str, source: Source | None) -> None:
     assert read_source(text, "http://mirror.test/hf") == source
+
+
+def test_what_begins_as_an_address_and_is_none_is_one_line() -> None:
+    with pytest.raises(StartupError, match=r"'https://\[::1/x.gguf' is no address: Invalid IPv6 URL"):
+        read_source("https://[::1/x.gguf", HUB)
 
 
 def test_an_address_says_where_and_the_name_what_it_is_called() -> None:
@@ -94,8 +106,9 @@ def test_an_address_says_where_and_the_name_what_it_is_called() -> None:
 
 
 @pytest.mark.parametrize("name", ["Qwen2.5-7B-Instruct-Q4_K_M.gguf", "Llama-3.1-8B-Instruct-Q5_K_M.gguf"])
-def test_an_address_left_over_from_another_model_is_refused(name: str) -> None:
-    old = f"{HUB}/{QWEN}/resolve/main/qwen2.5-7b-instruct-q5_k_m.gguf"
+@pytest.mark.parametrize("where", [f"{HUB}/{QWEN}/resolve/main", "https://example.org/weights"])
+def test_an_address_left_over_from_another_model_is_refused(name: str, where: str) -> None:
+    old = f"{where}/qwen2.5-7b-instruct-q5_k_m.gguf"
     with pytest.raises(
         StartupError, match=rf"LLM_MODEL is {name}, and LLM_MODEL_URL is the address of qwen.* unset it"
     ):
@@ -131,6 +144,27 @@ def test_files_in_folders_are_found_with_all_their_shards() -> None:
         choose(HubFile("me/mine", quantization="BF16"), files[:1])
 
 
+def test_of_files_of_one_name_the_one_in_the_folder_that_was_asked_for_is_meant() -> None:
+    files = ["a/ggml-model.gguf", "b/ggml-model.gguf"]
+    assert choose(HubFile("me/mine", "b/ggml-model.gguf"), files) == files[1:]
+    with pytest.raises(StartupError, match=r"name one as me/mine:FILE; there are a/ggml-model.gguf, b/ggml-model.gguf"):
+        choose(HubFile("me/mine", "ggml-model.gguf"), files)
+    assert choose(HubFile("me/mine", "ggml-model.gguf"), [*files, "ggml-model.gguf"]) == ["ggml-model.gguf"]
+
+
+def test_projectors_and_importance_matrices_are_no_models() -> None:
+    files = ["x-f16.gguf", "x-mmproj-f16.gguf", "x.imatrix.gguf"]
+    assert choose(HubFile("me/mine", quantization="F16"), files) == choose(HubFile("me/mine"), files) == files[:1]
+
+
+def test_a_set_of_no_shards_is_taken_as_a_single_file(tmp_path: Path) -> None:
+    odd = "x-00001-of-00000.gguf"
+    (tmp_path / odd).touch()
+    assert look("x-00001-of-00000", tmp_path) == tmp_path / odd
+    assert look("none", tmp_path) is None
+    assert shard_names(odd) == [odd]
+
+
 def test_a_repository_with_several_models_asks_for_one() -> None:
     with pytest.raises(
         StartupError, match=r"publishes several models, name one as me/mine:FILE; there are a.gguf, b.gguf"
@@ -161,6 +195,21 @@ def test_a_model_whose_shards_are_missing_is_fetched_and_one_without_source_is_a
     (tmp_path / "my-00001-of-00002.gguf").touch()
     with pytest.raises(StartupError, match=r"1 are missing, first my-00002-of-00002.gguf"):
         find_model("my", None, tmp_path)
+
+
+@pytest.mark.parametrize("file", ["Tiny-Q4_0.gguf", "tiny.q4_0.gguf"])
+def test_a_repository_finds_what_was_fetched_from_it_or_put_there_without_asking_the_hub(
+    tmp_path: Path, file: str
+) -> None:
+    (tmp_path / file).touch()
+    assert find_model("me/Tiny-GGUF:q4_0", None, tmp_path) == tmp_path / file
+    assert find_model(f"{HUB}/me/Tiny-GGUF", None, tmp_path) == tmp_path / file
+    assert find_model("me/Tiny-GGUF:q8_0", None, tmp_path) == HubFile("me/Tiny-GGUF", quantization="Q8_0")
+    (tmp_path / "Tiny-Q8_0.gguf").touch()
+    assert find_model(f"{HUB}/me/Tiny-GGUF", None, tmp_path) == HubFile("me/Tiny-GGUF"), "which of them it means"
+    (tmp_path / "qwen2.5-7b-instruct-q3_k_m.gguf").touch()
+    assert find_model(f"{QWEN}:q3_k_m", None, tmp_path) == tmp_path / "qwen2.5-7b-instruct-q3_k_m.gguf"
+    assert find_model(QWEN, None, tmp_path) == HubFile(QWEN)
 
 
 def test_an_address_finds_what_it_fetched_before(tmp_path: Path) -> None:

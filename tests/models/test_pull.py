@@ -238,6 +238,15 @@ def test_only_what_is_missing_needs_space(hub: Hub, folder: Path, waits: Waits) 
     pull(SINGLE, Wishes(folder, free_bytes=lambda _: 64 * 2**20 + 100_000), waits.patience(), Progress())
 
 
+def test_what_came_of_another_version_makes_room(hub: Hub, folder: Path, waits: Waits) -> None:
+    old = folder / ".downloads" / f"{Q2}.0123456789ab.partial"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(weights("old", 250_000))
+    wishes = Wishes(folder, free_bytes=lambda _: 64 * 2**20 + 100_000 + (0 if old.exists() else 250_000))
+    pull(SINGLE, wishes, waits.patience(), Progress())
+    assert left(folder) == [Q2]
+
+
 def test_a_disk_that_fills_up_says_so_and_is_not_tried_again(hub: Hub, folder: Path, waits: Waits) -> None:
     # The system's limit of a file's size fails in the same place as a full disk does.
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -299,6 +308,18 @@ def test_a_shard_in_the_hubs_cache_is_not_fetched_again(hub: Hub, folder: Path, 
     assert left(folder) == Q5
 
 
+def test_a_file_in_the_hubs_cache_whose_name_has_spaces_is_not_fetched_again(
+    hub: Hub, folder: Path, waits: Waits
+) -> None:
+    names = [f"my own-0000{n}-of-00002.gguf" for n in (1, 2)]
+    for name in names:
+        hub.add("me/mine", name, weights(name))
+    hf_hub_download("me/mine", names[0], endpoint=hub.url, cache_dir=constants.HF_HUB_CACHE)
+    hub.sent.clear()
+    fetch(HubFile("me/mine", "my own.gguf"), folder, waits)
+    assert hub.sent == {names[1]: 300_000}
+
+
 def test_offline_is_one_line_and_what_is_cached_still_works(
     hub: Hub, folder: Path, waits: Waits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,6 +348,14 @@ def test_a_gated_repository_says_where_to_ask_and_opens_with_a_token(
     monkeypatch.setenv("HF_TOKEN", "hf_sesame")
     fetch(SINGLE, folder, waits)
     assert [seen.token for seen in hub.seen if "/store/" in seen.path] == [None], "the token stays with the hub"
+
+
+def test_a_token_that_cannot_be_one_is_named(
+    hub: Hub, folder: Path, waits: Waits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_abc\N{HORIZONTAL ELLIPSIS}")
+    with pytest.raises(StartupError, match="HF_TOKEN has letters that are in no token"):
+        fetch(SINGLE, folder, waits)
 
 
 def test_a_missing_repository_says_what_is_near(hub: Hub, folder: Path, waits: Waits) -> None:
@@ -358,6 +387,12 @@ def test_no_route_says_what_to_check(folder: Path, waits: Waits, monkeypatch: py
         with pytest.raises(StartupError, match="check the network, HTTPS_PROXY and the address"):
             fetch(WebFile(f"{nobody}/x.gguf", "x.gguf"), folder, waits)
     assert waits.slept == [1, 2, 4] * 2
+
+
+def test_redirects_without_end_are_one_line(hub: Hub, folder: Path, waits: Waits) -> None:
+    hub.faults.answers = deque([(302, {"Location": f"{hub.url}/api/models/{QWEN}"})] * 500)
+    with pytest.raises(StartupError, match=r"asking the hub for .* failed after one try: .*redirects"):
+        fetch(SINGLE, folder, waits, retries=0)
 
 
 def test_an_endpoint_that_is_no_hub_is_named(hub: Hub, folder: Path, waits: Waits) -> None:
