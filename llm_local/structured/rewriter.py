@@ -39,6 +39,7 @@ class Rewriter:
         defs: canonical forms of what is referred to, by name.
         handlers: see above.
         least_multiple: the least common multiple of all `multipleOf`, as whole numbers of their last digits.
+        has_unique_items: whether items of some array must differ, as far as was looked.
     """
 
     def __init__(self, root: Any, handlers: Mapping[str, Handler]) -> None:
@@ -48,6 +49,7 @@ class Rewriter:
         self._names: dict[int, str] = {}
         self._n_nodes = 0
         self.least_multiple = 1
+        self.has_unique_items = False
         self._deadline = time.monotonic() + MAX_SECONDS
         self.defs: dict[str, Node] = {}
 
