@@ -165,14 +165,28 @@ class CompiledGuidance:
 
     def start(self) -> GuidanceConstraint:
         """Return a constraint for one answer."""
-        return GuidanceConstraint(self._matcher.deep_copy(), self._tokenizer, self._n_vocab)
+        return GuidanceConstraint(self._matcher.deep_copy(), self._tokenizer, self._n_vocab, self._matcher)
 
 
 class GuidanceConstraint:
-    """`engine.Constraint` on an llguidance matcher; see there for the methods."""
+    """`engine.Constraint` on an llguidance matcher; see there for the methods.
 
-    def __init__(self, matcher: llguidance.LLMatcher, tokenizer: llguidance.LLTokenizer, n_vocab: int) -> None:
+    Args:
+        matcher: its state.
+        tokenizer: of the vocabulary.
+        n_vocab: number of tokens (logits).
+        first: the state before the first token; it is only copied.
+    """
+
+    def __init__(
+        self,
+        matcher: llguidance.LLMatcher,
+        tokenizer: llguidance.LLTokenizer,
+        n_vocab: int,
+        first: llguidance.LLMatcher,
+    ) -> None:
         self._matcher = matcher
+        self._first = first
         self._tokenizer = tokenizer
         self._n_vocab = n_vocab
         self._end_tokens = frozenset(tokenizer.eos_tokens)
@@ -217,7 +231,12 @@ class GuidanceConstraint:
 
     def copy(self) -> GuidanceConstraint:
         """Return a constraint in the same state."""
-        return GuidanceConstraint(self._matcher.deep_copy(), self._tokenizer, self._n_vocab)
+        return GuidanceConstraint(self._matcher.deep_copy(), self._tokenizer, self._n_vocab, self._first)
+
+    def completes(self, text: str) -> bool:
+        """Tell whether an answer that is this text would be complete."""
+        whole = GuidanceConstraint(self._first.deep_copy(), self._tokenizer, self._n_vocab, self._first)
+        return whole.feed(text.encode()) and whole.may_end
 
     def close(self) -> None:
         """Nothing: Rust frees the matcher with this object."""
