@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from llm_local.structured.characters import Ranges, complement, ranges
 from llm_local.structured.expression import Anchor, Choice, Expression, One, Repeat, Sequence
@@ -19,6 +20,7 @@ from llm_local.structured.pattern import PatternError
 
 MAX_POSITIONS = 10_000
 MAX_STATES = 4000
+RANGES = 20
 MAX_STEPS = 200_000
 """Positions that are looked at while states are made."""
 
@@ -59,6 +61,22 @@ def automaton(expression: Expression) -> Automaton:
     return _trimmed(*_States(positions, whole).found())
 
 
+def most_at_once(expression: Expression, enough: int) -> int:
+    """Return at how many positions a text may be at once: a text that always takes the character with the most of them.
+
+    A position whose set has many ranges counts as several.
+
+    Args:
+        enough: no more than one above this need be found.
+    """
+    positions = _Positions()
+    try:
+        whole = positions.part(expression)
+        return _States(positions, whole).most_at_once(enough)
+    except PatternError:
+        return 0
+
+
 class _Positions:
     """The positions of an expression: the set that each one matches, and the positions that may follow it."""
 
@@ -87,8 +105,7 @@ class _Positions:
                 return self._repeat(node)
 
     def _one(self, sure: Ranges) -> _Part:
-        # (For llama.cpp a NUL is the end of a token's text.)
-        matched = complement(ranges((*complement(sure), (0, 0))))
+        matched = _without_nul(sure)
         if not matched:
             return _Part(empty=False, first=0, last=0)
         if len(self.follow) >= MAX_POSITIONS:
@@ -139,6 +156,12 @@ class _Positions:
             raise PatternError("it has too many parts that may be left out")
 
 
+@lru_cache(256)
+def _without_nul(sure: Ranges) -> Ranges:
+    """Return a set less NUL, which for llama.cpp is the end of a token's text."""
+    return complement(ranges((*complement(sure), (0, 0))))
+
+
 class _States:
     """The subset construction: a state is what may be matched next, and whether the text may end."""
 
@@ -157,6 +180,27 @@ class _States:
         while len(edges) < len(self._masks):
             edges.append(self._edges(self._masks[len(edges)], letters))
         return edges, {number for (_, end), number in self._numbers.items() if end}
+
+    def most_at_once(self, enough: int) -> int:
+        """Return the most positions of the states along one way, as far as it leads to new ones within the limits."""
+        letters = _letters(list(self._positions.sets))
+        weights = [1 + len(ranges) // RANGES for ranges in self._positions.sets]
+        heavy = [
+            (sum(1 << at for at, of in enumerate(self._positions.set_of) if of == one), weight)
+            for one, weight in enumerate(weights)
+        ]
+        at = self._number(self._whole.first, end=self._whole.empty)
+        most, seen = 0, set[int]()
+        try:
+            while at not in seen and most <= enough:
+                seen.add(at)
+                most = max(most, sum((self._masks[at] & mask).bit_count() * weight for mask, weight in heavy))
+                edges = self._edges(self._masks[at], letters)
+                at = max(edges, key=lambda target: self._masks[target].bit_count(), default=at)
+        except PatternError:
+            # What was found until here counts.
+            pass
+        return most
 
     def _number(self, mask: int, *, end: bool) -> int:
         if len(self._numbers) >= MAX_STATES:

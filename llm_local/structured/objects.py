@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from llm_local.structured.ambiguity import check_ambiguity
 from llm_local.structured.logic import Node, any_of
-from llm_local.structured.pattern import to_rust
+from llm_local.structured.pattern import PatternError, to_rust
 from llm_local.structured.property_counts import any_property, at_least, at_most
 from llm_local.structured.rewriter import MAX_DEPTH, Handler, Subschema
 from llm_local.structured.scalars import count
@@ -23,6 +24,11 @@ def _pattern_properties(schema: Subschema, key: str, value: Any) -> None:
     nodes = schema.mapping(key, value).items()
     place = f"{schema.where}/{key}"
     schema.plain[key] = {to_rust(name, place): schema.sub(node, key, name) for name, node in nodes}
+    try:
+        for name in schema.plain[key]:
+            check_ambiguity(name)
+    except PatternError as error:
+        raise schema.bad(key, f"{error}.") from None
 
 
 def _additional_properties(schema: Subschema, key: str, value: Any) -> None:

@@ -188,6 +188,7 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"type": "object", "required": ["a"], "properties": {"a": {"$ref": "#"}}}, "#", "no value satisfies"),
     (False, "#", "no value satisfies"),
     ({"multipleOf": 1000003}, "#/multipleOf", "100000"),
+    ({"type": "integer", "multipleOf": 5000000}, "#/multipleOf", "100000"),
     ({"allOf": [{"type": "integer", "multipleOf": n} for n in (7, 11, 13, 17, 19, 23)]}, "#", "least common multiple"),
     ({"properties": {f"p{n}": {} for n in range(4001)}}, "#/properties", "at most 4000"),
     ({"format": ["date"]}, "#/format", "must be a string"),
