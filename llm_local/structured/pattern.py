@@ -171,10 +171,12 @@ class _Translation:
         follows = self._pattern[self._at : self._at + 2]
         if not (len(follows) == 2 and follows[0] == "-" and follows[1] != "]"):
             return low
-        if len(low) > 1 and (low.startswith("[") or low in [part for pair in CLASSES.values() for part in pair]):
+        if _is_set(low):
             return low
         self._at += 1
-        return f"{low}-{self._class_atom(negated)}"
+        high = self._class_atom(negated)
+        # Beside a class the hyphen stands for itself: `[+-\d]`.
+        return f"{low}\\-{high}" if _is_set(high) else f"{low}-{high}"
 
     def _class_atom(self, negated: bool) -> str:
         char = self._peek()
@@ -232,6 +234,12 @@ def _class_letter(char: str, in_class: bool, negated: bool) -> str:
         return body if in_class else f"[{body}]"
     # In a negated class, the complement that is excluded must be the larger one.
     return f"[^{sure if negated else possible}]"
+
+
+def _is_set(item: str) -> bool:
+    """Tell whether an item of a class is a class itself, and not a character."""
+    classes = [part for pair in CLASSES.values() for part in pair]
+    return item.startswith(("[", r"\p", r"\P")) or item in classes
 
 
 def _literal(char: str) -> str:
