@@ -13,12 +13,12 @@ from typing import Any, Protocol
 
 import llguidance
 import numpy as np
-from llguidance.gbnf_to_lark import any_to_lark
 
 from llm_local.engine.constraint import Allowed, ConstraintFailed
 from llm_local.engine.types import Token
 from llm_local.errors import InvalidGrammar, InvalidSchema
 from llm_local.structured.document import document
+from llm_local.structured.gbnf_as_lark import lark_of_gbnf
 from llm_local.structured.regular import Regular
 from llm_local.structured.schema import Schema
 from llm_local.structured.spacing import Spacing
@@ -125,11 +125,12 @@ class Guidance:
         )
 
     def gbnf(self, grammar: str) -> CompiledGuidance:
-        """Compile GBNF through llguidance's own translation to Lark."""
-        try:
-            return self.lark(any_to_lark(grammar))
-        except Exception as error:
-            raise InvalidGrammar(f"The grammar cannot be translated: {error}") from error
+        """Compile GBNF.
+
+        Raises:
+            InvalidGrammar: it has what is not known here, or is too large.
+        """
+        return self.lark(lark_of_gbnf(grammar))
 
     def lark(self, grammar: str) -> CompiledGuidance:
         """Compile a grammar in llguidance's dialect of Lark."""
