@@ -50,13 +50,20 @@ class _Part:
     last: int
 
 
-def automaton(expression: Expression) -> Automaton:
+class NoText(PatternError):
+    """No text matches."""
+
+
+def automaton(expression: Expression, *, all_readers: bool = False) -> Automaton:
     """Return the automaton of a whole text; anchors in the expression mean nothing.
+
+    Args:
+        all_readers: of what any reader may take to match, and not of what all of them do.
 
     Raises:
         PatternError: it would be too large, or no text matches.
     """
-    positions = _Positions()
+    positions = _Positions(all_readers=all_readers)
     whole = positions.part(expression)
     return _trimmed(*_States(positions, whole).found())
 
@@ -80,7 +87,8 @@ def most_at_once(expression: Expression, enough: int) -> int:
 class _Positions:
     """The positions of an expression: the set that each one matches, and the positions that may follow it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, all_readers: bool = False) -> None:
+        self._all_readers = all_readers
         self.sets: dict[Ranges, int] = {}
         self.set_of: list[int] = []
         self.follow: list[int] = []
@@ -90,7 +98,7 @@ class _Positions:
         """Add what a part has, and return where it begins and ends."""
         match node:
             case One(characters):
-                return self._one(characters.sure)
+                return self._one(characters.possible if self._all_readers else _without_nul(characters.sure))
             case Anchor():
                 return _Part(empty=True, first=0, last=0)
             case Sequence(parts):
@@ -104,8 +112,7 @@ class _Positions:
             case Repeat():
                 return self._repeat(node)
 
-    def _one(self, sure: Ranges) -> _Part:
-        matched = _without_nul(sure)
+    def _one(self, matched: Ranges) -> _Part:
         if not matched:
             return _Part(empty=False, first=0, last=0)
         if len(self.follow) >= MAX_POSITIONS:
@@ -271,7 +278,7 @@ def _trimmed(edges: list[Edges], ends: set[int]) -> Automaton:
                 alive.add(number)
                 stack.append(number)
     if 0 not in alive:
-        raise PatternError("no text matches it")
+        raise NoText("no text matches it")
     numbers = {old: new for new, old in enumerate(sorted(alive))}
     kept = [
         {numbers[target]: characters for target, characters in edges[old].items() if target in alive} for old in numbers
