@@ -15,6 +15,7 @@ from typing import Any
 from llm_local.errors import InvalidSchema
 from llm_local.structured.exclusion import known
 from llm_local.structured.logic import REF, Node, all_of
+from llm_local.structured.product import multiplied
 from llm_local.structured.references import References
 
 MAX_NODES = 20_000
@@ -150,7 +151,7 @@ class Subschema:
                 place = len(self.parts)
         if self.plain:
             self.parts.insert(0 if place is None else place, self.plain)
-        return all_of(self.parts)
+        return multiplied(all_of(self.parts), self.rewriter.defs, lambda: self.rewriter.check_time(self.where))
 
     def sub(self, value: Any, *path: object) -> Node:
         """Return the canonical form of a schema inside this one."""
