@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import re
+from functools import lru_cache
 
-from llm_local.structured.automaton import most_at_once
-from llm_local.structured.expression import Choice, Expression, Repeat, Sequence, parse
+from llm_local.structured.automaton import most_at_once, weight_of
+from llm_local.structured.expression import Choice, Expression, One, Repeat, Sequence, parse
 from llm_local.structured.pattern import PatternError
 
 MAX_AT_ONCE = 6000
@@ -28,16 +29,23 @@ def check_ambiguity(rust: str) -> None:
     Raises:
         PatternError: llguidance would not follow it to the end.
     """
+    if _is_too_ambiguous(rust):
+        raise PatternError("there are too many ways to read it; let nested repetitions have something between them")
+
+
+@lru_cache(1024)
+def _is_too_ambiguous(rust: str) -> bool:
     counts = [int(found[2] or found[1]) for found in _COUNT.finditer(rust)]
     if math.prod(max(count, 1) for count in counts) * len(rust) <= MAX_AT_ONCE:
-        return
+        return False
     try:
-        expression = _shortened(parse(rust))
+        expression = parse(rust)
     except PatternError:
         # A property of characters that only Rust knows, which is no matter of repetitions.
-        return
-    if most_at_once(expression, MAX_AT_ONCE) > MAX_AT_ONCE:
-        raise PatternError("there are too many ways to read it; let nested repetitions have something between them")
+        return False
+    if _length(expression, weighed=True) <= MAX_AT_ONCE:
+        return False
+    return most_at_once(_shortened(expression), MAX_AT_ONCE) > MAX_AT_ONCE
 
 
 def _shortened(expression: Expression) -> Expression:
@@ -48,13 +56,15 @@ def _shortened(expression: Expression) -> Expression:
     return expression
 
 
-def _length(expression: Expression) -> int:
-    """Return the number of positions, repetitions written out."""
+def _length(expression: Expression, *, weighed: bool = False) -> int:
+    """Return the number of positions, repetitions written out; or their weights."""
     match expression:
         case Repeat(part, least, most):
-            return _length(part) * max(least, 1 if most is None else most)
+            return _length(part, weighed=weighed) * max(least, 1 if most is None else most)
         case Sequence(parts) | Choice(parts):
-            return sum(map(_length, parts))
+            return sum(_length(part, weighed=weighed) for part in parts)
+        case One(characters) if weighed:
+            return weight_of(characters.sure)
     return 1
 
 

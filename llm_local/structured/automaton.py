@@ -50,6 +50,11 @@ class _Part:
     last: int
 
 
+def weight_of(characters: Ranges) -> int:
+    """Return as how many positions a set of characters counts: what has many ranges is many bytes' ways."""
+    return 1 + len(characters) // RANGES
+
+
 class NoText(PatternError):
     """No text matches."""
 
@@ -190,18 +195,17 @@ class _States:
 
     def most_at_once(self, enough: int) -> int:
         """Return the most positions of the states along one way, as far as it leads to new ones within the limits."""
-        letters = _letters(list(self._positions.sets))
-        weights = [1 + len(ranges) // RANGES for ranges in self._positions.sets]
-        heavy = [
-            (sum(1 << at for at, of in enumerate(self._positions.set_of) if of == one), weight)
-            for one, weight in enumerate(weights)
-        ]
+        sets, heavy = list(self._positions.sets), dict[int, int]()
+        for at, of in enumerate(self._positions.set_of):
+            weight = weight_of(sets[of])
+            heavy[weight] = heavy.get(weight, 0) | 1 << at
+        letters = _letters(sets)
         at = self._number(self._whole.first, end=self._whole.empty)
         most, seen = 0, set[int]()
         try:
             while at not in seen and most <= enough:
                 seen.add(at)
-                most = max(most, sum((self._masks[at] & mask).bit_count() * weight for mask, weight in heavy))
+                most = max(most, sum((self._masks[at] & mask).bit_count() * weight for weight, mask in heavy.items()))
                 edges = self._edges(self._masks[at], letters)
                 at = max(edges, key=lambda target: self._masks[target].bit_count(), default=at)
         except PatternError:

@@ -6,7 +6,7 @@ What is looked for is plain to see all the same: `"kind": {"const": "add"}`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,14 +40,14 @@ def tag_of(schema: Subschema, branches: list[Any]) -> Tag | None:
     found = [
         Tag(name, all(_has_for_certain(parts, name) for parts in joined), name == declared)
         for name in _names(joined[0] if joined else [])
-        if _are_apart([_values(schema, parts, name) for parts in joined])
+        if _are_apart(_values(schema, parts, name) for parts in joined)
     ]
     return min(found, key=lambda tag: (not tag.declared, not tag.certain), default=None)
 
 
 def types_are_apart(schema: Subschema, branches: list[Any]) -> bool:
     """Tell whether each branch has types of its own."""
-    return _are_apart([_types(list(_parts(schema, branch))) for branch in branches])
+    return _are_apart(_types(list(_parts(schema, branch))) for branch in branches)
 
 
 def _types(parts: list[dict[str, Any]]) -> set[str] | None:
@@ -97,7 +97,7 @@ def _values(schema: Subschema, parts: list[dict[str, Any]], name: str) -> set[st
     return None
 
 
-def _are_apart(values: list[set[str] | None]) -> bool:
+def _are_apart(values: Iterable[set[str] | None]) -> bool:
     seen: set[str] = set()
     for some in values:
         if not some or seen & some:
