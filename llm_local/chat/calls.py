@@ -101,8 +101,8 @@ class ReplyParser:
                 return self._tail()
 
     def _say(self, text: str, events: list[Event]) -> None:
-        # Whitespace between content and a call, or between calls, is markup.
-        if self.n_calls and not text.strip():
+        # Nothing but calls follows a call: what is between them, or the beginning of one that was cut, is markup.
+        if self.n_calls:
             return
         events.append(Content(text))
         self._said = True

@@ -40,6 +40,7 @@ class Dialect:
         arguments: the key of the arguments.
         separator: between calls.
         in_template: whether the chat template itself shows tools, calls and results.
+        one_a_turn: whether the template shows only one call a turn, and refuses more.
     """
 
     name: str
@@ -49,13 +50,14 @@ class Dialect:
     arguments: str
     separator: str
     in_template: bool
+    one_a_turn: bool = False
 
     def prepare(
         self, messages: SequenceOf[Mapping[str, Any]], tools: SequenceOf[Mapping[str, Any]] | None
     ) -> list[dict[str, Any]]:
         """Return messages that the template can show: unchanged where it knows tools, else written out as text."""
         if self.in_template:
-            return [dict(message) for message in messages]
+            return [dict(message) for message in (_one_a_turn(messages) if self.one_a_turn else messages)]
         out: list[dict[str, Any]] = []
         for message in messages:
             result = message["role"] == "tool"
@@ -74,7 +76,7 @@ class Dialect:
 
 
 HERMES = Dialect("hermes", OPEN, CLOSE, "\n", "arguments", "\n", True)
-LLAMA = Dialect("llama-3", "", "", "", "parameters", "; ", True)
+LLAMA = Dialect("llama-3", "", "", "", "parameters", "; ", True, one_a_turn=True)
 GENERIC = Dialect("generic", OPEN, CLOSE, "\n", "arguments", "\n", False)
 
 
@@ -88,6 +90,26 @@ def dialect_of(template: str) -> Dialect:
     if '"parameters"' in template and ("ipython" in template or "python_tag" in template):
         return LLAMA
     return HERMES
+
+
+def _one_a_turn(messages: SequenceOf[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Write parallel calls as calls in a row, each with its results behind it."""
+    out: list[Mapping[str, Any]] = []
+    rest = list(messages)
+    while rest:
+        message = rest.pop(0)
+        calls = message.get("tool_calls") or []
+        if len(calls) < 2:
+            out.append(message)
+            continue
+        n_results = next((at for at, other in enumerate(rest) if other["role"] != "tool"), len(rest))
+        results, rest = rest[:n_results], rest[n_results:]
+        for call in calls:
+            out.append({**message, "tool_calls": [call]})
+            out += [result for result in results if result.get("tool_call_id") == call.get("id")]
+        ids = [call.get("id") for call in calls]
+        out += [result for result in results if result.get("tool_call_id") not in ids]
+    return out
 
 
 def _as_text(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,6 +63,10 @@ class Constraint(Protocol):
         """Return tokens that are the only way to go on, often none. Each of them is to be accepted, too."""
         ...
 
+    def completes(self, text: str) -> bool:
+        """Tell whether an answer that is this text would be complete: a stop string has cut off what followed."""
+        ...
+
     def close(self) -> None:
         """Free what it holds. Calling twice is harmless."""
         ...

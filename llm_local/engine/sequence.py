@@ -125,9 +125,7 @@ class Sequence:
             if self.logprobs is not None and logprob is not None:
                 self.logprobs.push(logprob)
         if is_end or self.text.stopped_by is not None or self._must_end:
-            # A stop string in the middle of what is constrained cuts it short: that is no regular end.
-            whole = self.constraint is None or self.constraint.may_end
-            self.finish = FinishReason.STOP if whole else FinishReason.LENGTH
+            self.finish = FinishReason.STOP if self._is_whole else FinishReason.LENGTH
         elif self.n_generated >= self.request.max_tokens:
             self.finish = FinishReason.LENGTH
 
@@ -170,6 +168,15 @@ class Sequence:
             self.n_predicted_accepted += held
         if not held:
             self.computed = self.length
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether what is constrained is complete: a stop string cuts it short, and not always at a regular end."""
+        if self.constraint is None:
+            return True
+        if self.text.stopped_by is not None:
+            return self.constraint.completes("".join(self.text.released))
+        return self.constraint.may_end
 
     @property
     def _must_end(self) -> bool:

@@ -15,6 +15,10 @@ class TextStream:
 
     A character is released when all its bytes are there; a piece of text is held while it may be the beginning of
     a stop string. `n_released` counts the bytes of the tokens that the released text stands for.
+
+    Attributes:
+        released: what is out, where there are stop strings.
+        stopped_by: the stop string that ended the text.
     """
 
     def __init__(self, stops: SequenceOf[str] = ()) -> None:
@@ -22,6 +26,7 @@ class TextStream:
         self._stops = tuple(stops)
         self._held = ""
         self._n_bytes = 0
+        self.released: list[str] = []
         self.stopped_by: str | None = None
 
     @property
@@ -35,7 +40,8 @@ class TextStream:
         text = self._decoder.decode(piece)
         if not self._stops:
             return text
-        return self._release(self._held + text)
+        self.released.append(self._release(self._held + text))
+        return self.released[-1]
 
     def flush(self) -> str:
         """Return what was held, at the end of an answer. The bytes of an unfinished character are dropped."""

@@ -79,7 +79,7 @@ class CompiledLlamaGrammar:
 
     def start(self) -> LlamaConstraint:
         """Return a constraint for one answer."""
-        return LlamaConstraint(self._model, llama_cpp.llama_sampler_clone(self._sampler), self._silent)
+        return LlamaConstraint(self._model, llama_cpp.llama_sampler_clone(self._sampler), self._silent, self)
 
     def __del__(self) -> None:
         if self._sampler:
@@ -94,10 +94,11 @@ class LlamaConstraint:
     ends the process otherwise.
     """
 
-    def __init__(self, model: LlamaModel, sampler: Any, silent: Silent) -> None:
+    def __init__(self, model: LlamaModel, sampler: Any, silent: Silent, compiled: CompiledLlamaGrammar) -> None:
         self._model = model
         self._sampler = sampler
         self._silent = silent
+        self._compiled = compiled
         self._n_vocab = model.n_vocab
         self._an_end = next(iter(sorted(model.end_tokens)), None)
         self._one = np.zeros(1, TOKEN_DATA)
@@ -155,7 +156,15 @@ class LlamaConstraint:
 
     def copy(self) -> LlamaConstraint:
         """Return a constraint in the same state."""
-        return LlamaConstraint(self._model, llama_cpp.llama_sampler_clone(self._sampler), self._silent)
+        return LlamaConstraint(self._model, llama_cpp.llama_sampler_clone(self._sampler), self._silent, self._compiled)
+
+    def completes(self, text: str) -> bool:
+        """Tell whether an answer that is this text would be complete."""
+        whole = self._compiled.start()
+        try:
+            return whole.feed(text.encode()) and whole.may_end
+        finally:
+            whole.close()
 
     def close(self) -> None:
         """Free the sampler."""

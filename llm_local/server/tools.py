@@ -43,7 +43,8 @@ class ToolPlan:
 
     def parser(self) -> ReplyParser:
         """Return a parser for one answer."""
-        mark = self.spec.form.opens if self.spec.content is not None else ""
+        # (JSON beside calls is compact: it has no space behind the colon.)
+        mark = (self.spec.form.opens or '{"name": ') if self.spec.content is not None else ""
         return ReplyParser(Openings(self.names), self.names, self.certain, mark)
 
     def read(self, text: str) -> tuple[str, list[dict[str, Any]]]:
@@ -123,7 +124,7 @@ def tool_plan(body: ChatRequest, loaded: Loaded) -> ToolPlan | None:
     """
     functions = _functions(body)
     choice = _choice(body)
-    legacy = bool(body.functions)
+    legacy = bool(body.functions) and not body.tools
     field = "function_call" if legacy or body.function_call is not None else "tool_choice"
     if not functions:
         if choice not in (None, "none", "auto"):

@@ -117,6 +117,10 @@ class AfterOpening:
         """Return tokens that are the only way to go on."""
         return () if self._inner is None else self._inner.forced()
 
+    def completes(self, text: str) -> bool:
+        """Tell whether an answer that is this text would be complete: free text is, a call that was cut is not."""
+        return self._inner is None
+
     def close(self) -> None:
         """Free what it holds."""
         if self._inner is not None:

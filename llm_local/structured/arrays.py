@@ -35,6 +35,7 @@ def _unique_items(schema: Subschema, key: str, value: Any) -> None:
     most, least = schema.source.get("maxItems"), schema.source.get("minItems", 0)
     if value is not True or (isinstance(most, int) and most <= 1) or not _may_be_array(schema):
         return
+    schema.rewriter.has_unique_items = True
     items = schema.source.get("items")
     values = _finite(schema, schema.sub(items, "items")) if isinstance(items, dict) else None
     counted = all(isinstance(n, int) and n >= 0 for n in (least, 0 if most is None else most))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from llm_local.structured.characters import Ranges, complement, ranges
 from llm_local.structured.expression import Anchor, Choice, Expression, One, Repeat, Sequence
@@ -19,6 +20,7 @@ from llm_local.structured.pattern import PatternError
 
 MAX_POSITIONS = 10_000
 MAX_STATES = 4000
+RANGES = 20
 MAX_STEPS = 200_000
 """Positions that are looked at while states are made."""
 
@@ -48,21 +50,50 @@ class _Part:
     last: int
 
 
-def automaton(expression: Expression) -> Automaton:
+def weight_of(characters: Ranges) -> int:
+    """Return as how many positions a set of characters counts: what has many ranges is many bytes' ways."""
+    return 1 + len(characters) // RANGES
+
+
+class NoText(PatternError):
+    """No text matches."""
+
+
+def automaton(expression: Expression, *, all_readers: bool = False) -> Automaton:
     """Return the automaton of a whole text; anchors in the expression mean nothing.
+
+    Args:
+        all_readers: of what any reader may take to match, and not of what all of them do.
 
     Raises:
         PatternError: it would be too large, or no text matches.
     """
-    positions = _Positions()
+    positions = _Positions(all_readers=all_readers)
     whole = positions.part(expression)
     return _trimmed(*_States(positions, whole).found())
+
+
+def most_at_once(expression: Expression, enough: int) -> int:
+    """Return at how many positions a text may be at once: a text that always takes the character with the most of them.
+
+    A position whose set has many ranges counts as several.
+
+    Args:
+        enough: no more than one above this need be found.
+    """
+    positions = _Positions()
+    try:
+        whole = positions.part(expression)
+        return _States(positions, whole).most_at_once(enough)
+    except PatternError:
+        return 0
 
 
 class _Positions:
     """The positions of an expression: the set that each one matches, and the positions that may follow it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, all_readers: bool = False) -> None:
+        self._all_readers = all_readers
         self.sets: dict[Ranges, int] = {}
         self.set_of: list[int] = []
         self.follow: list[int] = []
@@ -72,7 +103,7 @@ class _Positions:
         """Add what a part has, and return where it begins and ends."""
         match node:
             case One(characters):
-                return self._one(characters.sure)
+                return self._one(characters.possible if self._all_readers else _without_nul(characters.sure))
             case Anchor():
                 return _Part(empty=True, first=0, last=0)
             case Sequence(parts):
@@ -86,9 +117,7 @@ class _Positions:
             case Repeat():
                 return self._repeat(node)
 
-    def _one(self, sure: Ranges) -> _Part:
-        # (For llama.cpp a NUL is the end of a token's text.)
-        matched = complement(ranges((*complement(sure), (0, 0))))
+    def _one(self, matched: Ranges) -> _Part:
         if not matched:
             return _Part(empty=False, first=0, last=0)
         if len(self.follow) >= MAX_POSITIONS:
@@ -139,6 +168,12 @@ class _Positions:
             raise PatternError("it has too many parts that may be left out")
 
 
+@lru_cache(256)
+def _without_nul(sure: Ranges) -> Ranges:
+    """Return a set less NUL, which for llama.cpp is the end of a token's text."""
+    return complement(ranges((*complement(sure), (0, 0))))
+
+
 class _States:
     """The subset construction: a state is what may be matched next, and whether the text may end."""
 
@@ -157,6 +192,26 @@ class _States:
         while len(edges) < len(self._masks):
             edges.append(self._edges(self._masks[len(edges)], letters))
         return edges, {number for (_, end), number in self._numbers.items() if end}
+
+    def most_at_once(self, enough: int) -> int:
+        """Return the most positions of the states along one way, as far as it leads to new ones within the limits."""
+        sets, heavy = list(self._positions.sets), dict[int, int]()
+        for at, of in enumerate(self._positions.set_of):
+            weight = weight_of(sets[of])
+            heavy[weight] = heavy.get(weight, 0) | 1 << at
+        letters = _letters(sets)
+        at = self._number(self._whole.first, end=self._whole.empty)
+        most, seen = 0, set[int]()
+        try:
+            while at not in seen and most <= enough:
+                seen.add(at)
+                most = max(most, sum((self._masks[at] & mask).bit_count() * weight for weight, mask in heavy.items()))
+                edges = self._edges(self._masks[at], letters)
+                at = max(edges, key=lambda target: self._masks[target].bit_count(), default=at)
+        except PatternError:
+            # What was found until here counts.
+            pass
+        return most
 
     def _number(self, mask: int, *, end: bool) -> int:
         if len(self._numbers) >= MAX_STATES:
@@ -227,7 +282,7 @@ def _trimmed(edges: list[Edges], ends: set[int]) -> Automaton:
                 alive.add(number)
                 stack.append(number)
     if 0 not in alive:
-        raise PatternError("no text matches it")
+        raise NoText("no text matches it")
     numbers = {old: new for new, old in enumerate(sorted(alive))}
     kept = [
         {numbers[target]: characters for target, characters in edges[old].items() if target in alive} for old in numbers

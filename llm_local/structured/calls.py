@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
+from llm_local.engine.constraint import Constraint
 from llm_local.structured.schema import Schema
 from llm_local.structured.spacing import Spacing
 from llm_local.structured.spec import CallFormat
-from llm_local.structured.tokens import Compiled
+from llm_local.structured.tokens import Compiled, Feedable
 
 MAX_CALLS = 16
 MARKED = ""
@@ -68,6 +69,26 @@ class CallLanguage(Protocol):
         ...
 
 
+class CompiledBehind:
+    """A compiled grammar whose answers go on behind a text that is there already.
+
+    Args:
+        compiled: of the whole text.
+        text: its beginning.
+    """
+
+    def __init__(self, compiled: Compiled, text: str) -> None:
+        self._compiled = compiled
+        self._text = text.encode()
+
+    def start(self) -> Constraint:
+        """Return a constraint for one answer."""
+        constraint = cast(Feedable, self._compiled.start())
+        is_followed = constraint.feed(self._text)
+        assert is_followed, "the grammar begins with it"
+        return constraint
+
+
 class CallGrammars:
     """Grammars of the calls of some functions.
 
@@ -98,27 +119,23 @@ class CallGrammars:
     def opened(self) -> dict[str, Compiled]:
         """Compile what follows each kind of opening."""
         marked = {START: _join("marked", self._again()), **self._marked()}
-        out = {MARKED: self._language.compile(marked, self._values(Spacing.SPACED))}
-        # The grammars of later calls may use all arguments, those of a single one only its own.
-        for name in self._tools:
-            rules, used = self._named(name)
-            values = self._values(Spacing.FLEXIBLE)
-            out[name] = self._language.compile(rules, {key: values[key] for key in used})
-        return out
+        out: dict[str, Compiled] = {MARKED: self._language.compile(marked, self._values(Spacing.SPACED))}
+        # One for all names: a grammar for each, with all arguments in it, would take seconds for thirty functions.
+        named = self._language.compile(self._named(), self._values(Spacing.FLEXIBLE))
+        return {**out, **{name: CompiledBehind(named, f'{name}"') for name in self._tools}}
 
-    def _named(self, name: str) -> tuple[dict[str, str], list[str]]:
-        """Return the rules of what follows the name of a bare or fenced call, and the values that they use."""
+    def _named(self) -> dict[str, str]:
+        """Return the rules of what follows `"name": "` in a bare or fenced call."""
         language = self._language
         fenced, bare = self._more("fenced"), self._more("bare")
         ends = f"( {_join(language.end_fenced, fenced)} | {_join(language.end_bare, bare)} )"
-        rules = {START: f"{language.key} {self._arguments(name)} {ends}"}
-        if not self._parallel:
-            return rules, [self._arguments(name)]
-        names = (f"{language.text(json.dumps(n))} {language.key} {self._arguments(n)}" for n in self._tools)
-        rules["fenced"] = f"{language.next_fenced} any {language.end_fenced}"
-        rules["bare"] = f"{language.next_bare} any {language.end_bare}"
-        rules["any"] = " | ".join(names)
-        return rules, [self._arguments(n) for n in self._tools]
+        calls = (_join(language.text(f'{name}"'), language.key, self._arguments(name)) for name in self._tools)
+        rules = {START: f"any {ends}", "any": " | ".join(calls)}
+        if self._parallel:
+            quote = language.text('"')
+            rules["fenced"] = f"{language.next_fenced} {quote} any {language.end_fenced}"
+            rules["bare"] = f"{language.next_bare} {quote} any {language.end_bare}"
+        return rules
 
     def _again(self) -> str:
         """More calls. The space before them may also end the answer: models write it before they decide."""

@@ -167,6 +167,10 @@ class Closing:
                 return [token]
         return next(([token] for token in self._tokens.marks if trial.allows(token)), [])
 
+    def completes(self, text: str) -> bool:
+        """Tell whether an answer that is this text would be complete."""
+        return self._inner.completes(text)
+
     def close(self) -> None:
         """Free what it holds."""
         self._inner.close()

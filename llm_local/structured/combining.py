@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from llm_local.errors import InvalidSchema
 from llm_local.structured.exclusion import exclusive, told_apart
 from llm_local.structured.logic import Node, all_of, any_of
 from llm_local.structured.negation import closed_names, negate
 from llm_local.structured.repetition import contradicted
 from llm_local.structured.rewriter import Handler, Subschema
+from llm_local.structured.tags import Tag, tag_of, types_are_apart
 
 MAX_BRANCHES = 64
 
@@ -30,6 +32,8 @@ def _any_of(schema: Subschema, key: str, value: Any) -> None:
 
 
 def _union(schema: Subschema, key: str, branches: list[Node]) -> Node:
+    if not schema.rewriter.has_unique_items:
+        return any_of(branches)
     place = contradicted(branches, schema.rewriter.defs)
     if place is not None:
         what = f"the array at {place}" if place else "an array"
@@ -44,9 +48,32 @@ def _one_of(schema: Subschema, key: str, value: Any) -> None:
     """Branches that exclude each other are alternatives; others are, less what also satisfies another one."""
     defs = schema.rewriter.defs
     branches = [branch for branch in schema.subs(key, value) if branch is not False]
-    if told_apart(branches, defs):
+    tag = tag_of(schema, value)
+    if (tag is not None and tag.certain) or types_are_apart(schema, value) or told_apart(branches, defs):
         schema.parts.append(_union(schema, key, branches))
         return
+    if tag is not None and tag.declared:
+        schema.parts.append(_tagged(schema, key, branches, tag))
+        return
+    try:
+        ways = _exclusive_ways(schema, key, branches)
+    except InvalidSchema:
+        if tag is None:
+            raise
+        schema.parts.append(_tagged(schema, key, branches, tag))
+        return
+    schema.parts.append(_union(schema, key, ways))
+
+
+def _tagged(schema: Subschema, key: str, branches: list[Node], tag: Tag) -> Node:
+    """Branches told apart by a property that may be left out: it is always there, as what reads the answer needs it."""
+    has_tag = {"type": "object", "required": [tag.name]}
+    return _union(schema, key, [all_of([branch, has_tag]) for branch in branches])
+
+
+def _exclusive_ways(schema: Subschema, key: str, branches: list[Node]) -> list[Node]:
+    """Return each branch less what also satisfies another one."""
+    defs = schema.rewriter.defs
     if len(branches) > MAX_BRANCHES:
         raise schema.bad(
             key,
@@ -58,8 +85,8 @@ def _one_of(schema: Subschema, key: str, value: Any) -> None:
     for at, branch in enumerate(branches):
         opposites = []
         names = closed_names(branch, defs)
-        schema.rewriter.check_time(schema.where)
         for other_at, other in enumerate(branches):
+            schema.rewriter.check_time(schema.where)
             if other_at == at or exclusive(branch, other, defs) or exclusive(all_of([beside, branch]), other, defs):
                 continue
             opposite = negate(other, defs, names=names)
@@ -71,7 +98,7 @@ def _one_of(schema: Subschema, key: str, value: Any) -> None:
                 )
             opposites.append(opposite)
         ways.append(all_of([branch, *opposites]))
-    schema.parts.append(_union(schema, key, ways))
+    return ways
 
 
 def _beside(schema: Subschema) -> Node:

@@ -110,6 +110,10 @@ class Digits:
         other._in_string, other._escaped, other._n_digits = self._in_string, self._escaped, self._n_digits
         return other
 
+    def completes(self, text: str) -> bool:
+        """Tell whether an answer that is this text would be complete."""
+        return self._inner.completes(text)
+
     def close(self) -> None:
         """Free what it holds."""
         self._inner.close()

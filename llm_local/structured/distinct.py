@@ -151,6 +151,10 @@ class Distinct:
         """Return a constraint in the same state."""
         return Distinct(self._inner.copy(), self._places, self._tokens, self._cursor.copy())
 
+    def completes(self, text: str) -> bool:
+        """Tell whether an answer that is this text would be complete; so far its items differ."""
+        return self._inner.completes(text)
+
     def close(self) -> None:
         """Free what it holds."""
         self._inner.close()

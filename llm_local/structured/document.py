@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from llm_local.structured.formats import YEAR
 from llm_local.structured.logic import Node, has_all_of
 from llm_local.structured.schema import Schema
 
-# Dates that Python and JavaScript read, too: no year 0, no leap second, at most nanoseconds. Numbers of durations end.
-_YEAR = r"(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
+# Dates that Python and JavaScript read, too: no leap second, at most nanoseconds. Numbers of durations end.
 _CLOCK = r"[0-9]{2}:[0-9]{2}:[0-5][0-9](?:\.[0-9]{1,9})?[Zz+-]"
 STRICTER_FORMATS = {
-    "date": f"^{_YEAR}-",
-    "date-time": f"^{_YEAR}-[0-9]{{2}}-[0-9]{{2}}.{_CLOCK}",
+    "date": f"^{YEAR}-",
+    "date-time": f"^{YEAR}-[0-9]{{2}}-[0-9]{{2}}.{_CLOCK}",
     "time": f"^{_CLOCK}",
     "duration": r"^P(?:T|[0-9]{1,9}[A-Z])+$",
 }

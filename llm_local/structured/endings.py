@@ -39,11 +39,14 @@ def _same_value(node: Node) -> list[str]:
 def endless(defs: dict[str, Node]) -> set[str]:
     """Return the names of definitions that no finite value satisfies (each needs another one of itself)."""
     ending: set[str] = set()
-    while True:
-        new = {name for name, node in defs.items() if name not in ending and can_end(node, ending)}
-        if not new:
-            return set(defs) - ending
-        ending |= new
+    n_before = -1
+    while n_before < len(ending):
+        n_before = len(ending)
+        for name, node in defs.items():
+            # What was found in this round counts already: a chain of definitions takes one, as its end comes first.
+            if name not in ending and can_end(node, ending):
+                ending.add(name)
+    return set(defs) - ending
 
 
 def can_end(node: Node, ending: set[str]) -> bool:

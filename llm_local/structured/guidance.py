@@ -13,12 +13,12 @@ from typing import Any, Protocol
 
 import llguidance
 import numpy as np
-from llguidance.gbnf_to_lark import any_to_lark
 
 from llm_local.engine.constraint import Allowed, ConstraintFailed
 from llm_local.engine.types import Token
 from llm_local.errors import InvalidGrammar, InvalidSchema
 from llm_local.structured.document import document
+from llm_local.structured.gbnf_as_lark import lark_of_gbnf
 from llm_local.structured.regular import Regular
 from llm_local.structured.schema import Schema
 from llm_local.structured.spacing import Spacing
@@ -34,6 +34,8 @@ MAX_ITEMS = 20_000
 """Earley items in one row: an object of a thousand optional properties has four thousand. (So many as
 `objects.MAX_PROPERTIES` fit; llguidance says that there are too many only in mid-answer.)"""
 
+STEP_FUEL = 2_000_000
+"""Expressions that a lexer may make for one token, ten times the default: nested repetitions of words need them."""
 
 UNSATISFIABLE = "Unsatisfiable schema: "
 """How llguidance says that nothing satisfies a schema."""
@@ -90,7 +92,9 @@ class Guidance:
         self._tokenizer = tokenizer
         self.n_vocab = n_vocab
         self._options = OPTIONS[Spacing.COMPACT if compact else Spacing.FLEXIBLE]
-        self._limits = llguidance.LLParserLimits(max_items_in_row=MAX_ITEMS, verbose_errors=False)
+        self._limits = llguidance.LLParserLimits(
+            max_items_in_row=MAX_ITEMS, step_lexer_fuel=STEP_FUEL, verbose_errors=False
+        )
 
     def json(self, schema: Schema) -> CompiledGuidance:
         """Compile a canonical schema.
@@ -137,11 +141,12 @@ class Guidance:
         )
 
     def gbnf(self, grammar: str) -> CompiledGuidance:
-        """Compile GBNF through llguidance's own translation to Lark."""
-        try:
-            return self.lark(any_to_lark(grammar))
-        except Exception as error:
-            raise InvalidGrammar(f"The grammar cannot be translated: {error}") from error
+        """Compile GBNF.
+
+        Raises:
+            InvalidGrammar: it has what is not known here, or is too large.
+        """
+        return self.lark(lark_of_gbnf(grammar))
 
     def lark(self, grammar: str) -> CompiledGuidance:
         """Compile a grammar in llguidance's dialect of Lark."""
@@ -167,33 +172,65 @@ class Guidance:
         return len(tokens) == 1 and self._tokenizer.is_special_token(tokens[0])
 
     def _compile(self, grammar: str, error: Callable[[str], Exception]) -> CompiledGuidance:
-        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
-        if matcher.is_error():
-            raise error(_first_lines(matcher.get_error()))
-        return CompiledGuidance(matcher, self._tokenizer, self.n_vocab)
+        def matcher() -> llguidance.LLMatcher:
+            return llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+
+        made = matcher()
+        first = made if made.is_error() else made.deep_copy()
+        # What is too large to be followed is often known from the first token on.
+        if first.is_error() or not first.compute_bitmask() or first.is_error():
+            raise error(_first_lines(first.get_error()))
+        return CompiledGuidance(made, matcher, self._tokenizer, self.n_vocab)
 
 
 class CompiledGuidance:
-    """A compiled grammar, from which any number of constraints start."""
+    """A compiled grammar, from which any number of constraints start.
 
-    def __init__(self, matcher: llguidance.LLMatcher, tokenizer: llguidance.LLTokenizer, n_vocab: int) -> None:
+    Args:
+        matcher: its first state.
+        again: compiles it once more.
+        tokenizer: of the vocabulary.
+        n_vocab: number of tokens (logits).
+    """
+
+    def __init__(
+        self,
+        matcher: llguidance.LLMatcher,
+        again: Callable[[], llguidance.LLMatcher],
+        tokenizer: llguidance.LLTokenizer,
+        n_vocab: int,
+    ) -> None:
         self._matcher = matcher
-        self._tokenizer = tokenizer
-        self._n_vocab = n_vocab
+        self._again = again
+        self._is_broken = False
+        self.tokenizer = tokenizer
+        self.n_vocab = n_vocab
 
     def start(self) -> GuidanceConstraint:
         """Return a constraint for one answer."""
-        return GuidanceConstraint(self._matcher.deep_copy(), self._tokenizer, self._n_vocab)
+        if self._is_broken:
+            self._matcher, self._is_broken = self._again(), False
+        return GuidanceConstraint(self._matcher.deep_copy(), self)
+
+    def broke(self) -> None:
+        """Note that an answer hit a limit: all copies of a matcher share a lexer, and fail from then on."""
+        self._is_broken = True
 
 
 class GuidanceConstraint:
-    """`engine.Constraint` on an llguidance matcher; see there for the methods."""
+    """`engine.Constraint` on an llguidance matcher; see there for the methods.
 
-    def __init__(self, matcher: llguidance.LLMatcher, tokenizer: llguidance.LLTokenizer, n_vocab: int) -> None:
+    Args:
+        matcher: its state.
+        compiled: what it started from.
+    """
+
+    def __init__(self, matcher: llguidance.LLMatcher, compiled: CompiledGuidance) -> None:
         self._matcher = matcher
-        self._tokenizer = tokenizer
-        self._n_vocab = n_vocab
-        self._end_tokens = frozenset(tokenizer.eos_tokens)
+        self._compiled = compiled
+        self._tokenizer = compiled.tokenizer
+        self._n_vocab = compiled.n_vocab
+        self._end_tokens = frozenset(compiled.tokenizer.eos_tokens)
 
     @property
     def may_end(self) -> bool:
@@ -235,12 +272,18 @@ class GuidanceConstraint:
 
     def copy(self) -> GuidanceConstraint:
         """Return a constraint in the same state."""
-        return GuidanceConstraint(self._matcher.deep_copy(), self._tokenizer, self._n_vocab)
+        return GuidanceConstraint(self._matcher.deep_copy(), self._compiled)
+
+    def completes(self, text: str) -> bool:
+        """Tell whether an answer that is this text would be complete."""
+        whole = self._compiled.start()
+        return whole.feed(text.encode()) and whole.may_end
 
     def close(self) -> None:
         """Nothing: Rust frees the matcher with this object."""
 
     def _failed(self) -> ConstraintFailed:
+        self._compiled.broke()
         why = _first_lines(self._matcher.get_error()) or "no token can follow"
         return ConstraintFailed(f"The grammar could not be followed to its end: {why}")
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from llm_local.structured.complement import others
 from llm_local.structured.exclusion import MAX_DEPTH, alternatives, known, types_of
 from llm_local.structured.logic import REF, TYPES, Defs, Node, all_of, any_of, type_of
+from llm_local.structured.look_ahead import Pattern
 
 
 def closed_names(node: Node, defs: Defs) -> frozenset[str] | None:
@@ -72,16 +74,19 @@ def _negate_keyword(
         case "minLength" | "minItems" | "minProperties":
             kind = {"minLength": "string", "minItems": "array", "minProperties": "object"}[key]
             return {"type": kind, key.replace("min", "max"): value - 1} if value > 0 else False
+        case "pattern":
+            opposite = others(value.source) if isinstance(value, Pattern) else None
+            return None if opposite is None else {"type": "string", "pattern": opposite}
         case "maxLength" | "maxItems":
             return {"type": "string" if key == "maxLength" else "array", key.replace("max", "min"): value + 1}
         case "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum":
-            opposite = {
+            bounds = {
                 "minimum": "exclusiveMaximum",
                 "maximum": "exclusiveMinimum",
                 "exclusiveMinimum": "maximum",
                 "exclusiveMaximum": "minimum",
             }
-            return {"type": "number", opposite[key]: value}
+            return {"type": "number", bounds[key]: value}
         case "required":
             return any_of([{"type": "object", "properties": {name: False}} for name in value])
         case "properties":

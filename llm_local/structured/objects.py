@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from llm_local.structured.ambiguity import check_ambiguity
+from llm_local.structured.exclusion import types_of
+from llm_local.structured.formats import NAME_PATTERNS
 from llm_local.structured.logic import Node, any_of
-from llm_local.structured.pattern import to_rust
+from llm_local.structured.pattern import PatternError, to_rust
 from llm_local.structured.property_counts import any_property, at_least, at_most
 from llm_local.structured.rewriter import MAX_DEPTH, Handler, Subschema
 from llm_local.structured.scalars import count
@@ -23,6 +26,11 @@ def _pattern_properties(schema: Subschema, key: str, value: Any) -> None:
     nodes = schema.mapping(key, value).items()
     place = f"{schema.where}/{key}"
     schema.plain[key] = {to_rust(name, place): schema.sub(node, key, name) for name, node in nodes}
+    try:
+        for name in schema.plain[key]:
+            check_ambiguity(name)
+    except PatternError as error:
+        raise schema.bad(key, f"{error}.") from None
 
 
 def _additional_properties(schema: Subschema, key: str, value: Any) -> None:
@@ -78,7 +86,7 @@ def _declared(schema: Subschema) -> tuple[list[str], list[str]]:
 
 def _property_names(schema: Subschema, key: str, value: Any) -> None:
     """Names that a pattern or a list allows: all others are forbidden."""
-    names = schema.rewriter.target(schema.sub(value, key))
+    names = _of_names(schema.rewriter.target(schema.sub(value, key)))
     if names is True or names == {"type": "string"}:
         return
     kinds = names.get("type", "string") if isinstance(names, dict) else "string" if names else []
@@ -89,6 +97,10 @@ def _property_names(schema: Subschema, key: str, value: Any) -> None:
     if isinstance(names, dict) and set(names) <= {"type", "enum"} and "enum" in names:
         allowed = {name: True for name in names["enum"] if isinstance(name, str)}
         schema.parts.append({"properties": allowed, "additionalProperties": False})
+    elif isinstance(names, dict) and set(names) <= {"type", "format"} and names.get("format") in NAME_PATTERNS:
+        schema.parts.append(
+            {"patternProperties": {NAME_PATTERNS[names["format"]]: True}, "additionalProperties": False}
+        )
     elif isinstance(names, dict) and set(names) <= {"type", "pattern"} and "pattern" in names:
         schema.parts.append({"patternProperties": {names["pattern"]: True}, "additionalProperties": False})
     elif isinstance(names, dict) and set(names) <= {"type", "minLength", "maxLength"}:
@@ -96,7 +108,15 @@ def _property_names(schema: Subschema, key: str, value: Any) -> None:
         lengths = f"^[\\s\\S]{{{names.get('minLength', 0)},{most}}}$"
         schema.parts.append({"patternProperties": {lengths: True}, "additionalProperties": False})
     else:
-        raise schema.bad(key, "only a pattern, lengths or an enum of names can be enforced.")
+        raise schema.bad(key, "only a pattern, lengths, a common format or an enum of names can be enforced.")
+
+
+def _of_names(node: Node) -> Node:
+    """Return a schema without the branches that are about other types: a name is a string."""
+    if not isinstance(node, dict) or "anyOf" not in node:
+        return node
+    ways = [way for way in node["anyOf"] if "string" in types_of([way] if isinstance(way, dict) else [])]
+    return any_of(ways)
 
 
 def _dependent_required(schema: Subschema, key: str, value: Any) -> None:
@@ -119,36 +139,43 @@ def _depend(schema: Subschema, name: str, then: Node) -> None:
     schema.parts.append(any_of([{"properties": {name: False}}, then]))
 
 
+Evaluated = dict[tuple[str, str], None]
+"""Keywords (`properties`, `patternProperties`) and what they speak of: names, and patterns (Rust)."""
+
+
 def _unevaluated_properties(schema: Subschema, key: str, value: Any) -> None:
     """Where all branches always apply, the names are known, and what is left is `additionalProperties`."""
     if value is True:
         return
-    names = _evaluated(schema, schema.source, schema.where, 0, {})
-    if names is None:
+    found = _evaluated(schema, schema.source, schema.where, 0, {})
+    if found is None:
         return
-    schema.parts.append({"properties": dict.fromkeys(names, True), "additionalProperties": schema.sub(value, key)})
+    part: dict[str, Any] = {"properties": {}, "additionalProperties": schema.sub(value, key)}
+    for keyword, name in found:
+        part.setdefault(keyword, {})[name] = True
+    schema.parts.append(part)
 
 
 def _evaluated(
-    schema: Subschema, source: Any, where: str, depth: int, known: dict[int, dict[str, None] | None]
-) -> dict[str, None] | None:
-    """Return the names that `source` evaluates; None for all of them.
+    schema: Subschema, source: Any, where: str, depth: int, known: dict[int, Evaluated | None]
+) -> Evaluated | None:
+    """Return the properties that `source` evaluates; None for all of them.
 
     Args:
         known: of the parts that were looked at, by their identities: many ways may lead to one definition.
     """
-    names: dict[str, None] = {}
+    evaluated: Evaluated = {}
     if not isinstance(source, dict):
-        return names
+        return evaluated
     if id(source) in known:
         return known[id(source)]
     schema.rewriter.check_time(where)
-    for applicator in ("anyOf", "oneOf", "if", "dependentSchemas", "patternProperties", "not", "$dynamicRef"):
+    for applicator in ("anyOf", "oneOf", "if", "dependentSchemas", "not", "$dynamicRef"):
         if applicator in source or depth > MAX_DEPTH:
             raise schema.bad("unevaluatedProperties", f"together with '{applicator}' it cannot be enforced.")
     if "additionalProperties" in source or (depth and "unevaluatedProperties" in source):
         return known.setdefault(id(source), None)
-    parts, declared = source.get("allOf"), source.get("properties")
+    parts = source.get("allOf")
     inner = [*parts] if isinstance(parts, list) else []
     if "$ref" in source:
         inner.append(schema.rewriter.original(source["$ref"], source, where))
@@ -156,8 +183,12 @@ def _evaluated(
         found = _evaluated(schema, part, where, depth + 1, known)
         if found is None:
             return known.setdefault(id(source), None)
-        names |= found
-    return known.setdefault(id(source), names | dict.fromkeys(declared if isinstance(declared, dict) else ()))
+        evaluated |= found
+    for keyword in ("properties", "patternProperties"):
+        for name in schema.mapping(keyword, source.get(keyword) or {}):
+            as_key = name if keyword == "properties" else to_rust(name, f"{where}/{keyword}")
+            evaluated[keyword, as_key] = None
+    return known.setdefault(id(source), evaluated)
 
 
 HANDLERS: dict[str, Handler] = {

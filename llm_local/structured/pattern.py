@@ -50,6 +50,15 @@ def to_rust(pattern: str, where: str = "pattern") -> str:
         raise InvalidSchema(f"{where}: {str(error).rstrip('.')} ({place}).") from None
 
 
+def widest(pattern: str) -> str:
+    """Return a pattern in Rust's syntax that matches what any reader takes this one to match.
+
+    Raises:
+        PatternError: it uses what finite automata cannot do.
+    """
+    return _Translation(pattern, is_widest=True).run()
+
+
 def source_of(pattern: str, at: int) -> int:
     """Return where in a pattern that stands which is at an offset of its translation."""
     return _Translation(pattern).source_of(at)
@@ -62,8 +71,9 @@ class _Translation:
         at: where the part of the pattern begins that is read, for errors.
     """
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, *, is_widest: bool = False) -> None:
         self._pattern = pattern
+        self._is_widest = is_widest
         self._at = 0
         self._is_repeatable = False
         self.at = 0
@@ -113,7 +123,10 @@ class _Translation:
             return self._braces(rest)
         self._at += 1
         if char == ".":
-            return r"[^\n\r\u{2028}\u{2029}]"
+            return r"[^\n]" if self._is_widest else r"[^\n\r\u{2028}\u{2029}]"
+        if char == "$" and self._is_widest:
+            # For Python the end is before a last newline, too.
+            return r"\n?$"
         if char in "}]#&~- ":
             return "\\" + char if char in "}]" else _literal(char)
         return char
@@ -171,10 +184,12 @@ class _Translation:
         follows = self._pattern[self._at : self._at + 2]
         if not (len(follows) == 2 and follows[0] == "-" and follows[1] != "]"):
             return low
-        if len(low) > 1 and (low.startswith("[") or low in [part for pair in CLASSES.values() for part in pair]):
+        if _is_set(low):
             return low
         self._at += 1
-        return f"{low}-{self._class_atom(negated)}"
+        high = self._class_atom(negated)
+        # Beside a class the hyphen stands for itself: `[+-\d]`.
+        return f"{low}\\-{high}" if _is_set(high) else f"{low}-{high}"
 
     def _class_atom(self, negated: bool) -> str:
         char = self._peek()
@@ -193,7 +208,7 @@ class _Translation:
         char = rest[0]
         if char.lower() in CLASSES:
             self._at += 2
-            return _class_letter(char, in_class, negated)
+            return _class_letter(char, in_class, negated != self._is_widest)
         if char in CONTROL and not (char == "0" and rest[1:2].isdigit()):
             self._at += 2
             return CONTROL[char]
@@ -226,12 +241,19 @@ class _Translation:
 
 
 def _class_letter(char: str, in_class: bool, negated: bool) -> str:
+    """Return what a class letter stands for: less where readers differ, or more if it is `negated`."""
     sure, possible = CLASSES[char.lower()]
     if char.islower():
         body = possible if negated else sure
         return body if in_class else f"[{body}]"
     # In a negated class, the complement that is excluded must be the larger one.
     return f"[^{sure if negated else possible}]"
+
+
+def _is_set(item: str) -> bool:
+    """Tell whether an item of a class is a class itself, and not a character."""
+    classes = [part for pair in CLASSES.values() for part in pair]
+    return item.startswith(("[", r"\p", r"\P")) or item in classes
 
 
 def _literal(char: str) -> str:

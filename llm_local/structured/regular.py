@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 
 from llm_local.errors import InvalidGrammar, InvalidSchema
+from llm_local.structured.ambiguity import check_ambiguity
 from llm_local.structured.automaton import Automaton, automaton
 from llm_local.structured.characters import Ranges
 from llm_local.structured.expression import Expression, anchors, outer_anchors, parse
@@ -52,7 +53,15 @@ class Regular:
         return found
 
     def rust(self) -> str:
-        """Return it in Rust's syntax, without anchors."""
+        """Return it in Rust's syntax, without anchors.
+
+        Raises:
+            InvalidGrammar: there are too many ways to read a text along it.
+        """
+        try:
+            check_ambiguity(self._rust)
+        except PatternError as error:
+            raise self._refused(str(error)) from None
         ends = [*self._outer, len(self._rust)]
         starts = [0, *(at + 1 for at in self._outer)]
         return "".join(self._rust[start:end] for start, end in zip(starts, ends, strict=True))

@@ -7,6 +7,7 @@ items or more, of fewer values.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from llm_local.structured.exclusion import alternatives, types_of
@@ -14,31 +15,37 @@ from llm_local.structured.logic import Defs, Node, all_of
 
 MAX_DEPTH = 4
 MAX_VALUES = 1000
+MAX_STEPS = 20_000
+"""Conjunctions that are looked at; beyond them nothing is found. (Each property of a syntax tree may be any node.)"""
 
 Way = list[dict[str, Any]]
 """A conjunction of plain schemas."""
 
 
-def contradicted(branches: list[Node], defs: Defs, depth: int = 0) -> str | None:
+def contradicted(branches: list[Node], defs: Defs, depth: int = 0, steps: list[int] | None = None) -> str | None:
     """Return where (`/tags`, or "" for the value itself) a branch needs equal items that another one forbids."""
+    steps = [MAX_STEPS] if steps is None else steps
     ways = _ways(branches, defs)
+    steps[0] -= len(ways)
     arrays = [way for way in ways if "array" in types_of(way)]
     unique = [way for way in arrays if _is_unique(way)]
     if unique and any(_must_repeat(way, defs) for way in arrays if not _is_unique(way)):
         return ""
-    if len(ways) < 2 or depth > MAX_DEPTH:
+    if len(ways) < 2 or depth > MAX_DEPTH or steps[0] < 0:
         return None
     inner = {f"/{name}": [_property(way, name) for way in ways] for name in _shared_names(ways)}
     inner["/items"] = [_item(way) for way in arrays]
     for place, nodes in inner.items():
-        found = contradicted(nodes, defs, depth + 1)
+        found = contradicted(nodes, defs, depth + 1, steps)
         if found is not None:
             return place + found
     return None
 
 
 def _ways(nodes: list[Node], defs: Defs) -> list[Way]:
-    return [way for node in nodes for way in alternatives(node, defs) or []]
+    """Return the alternatives of all nodes, each once: several may refer to the same definition."""
+    found = [way for node in nodes for way in alternatives(node, defs) or []]
+    return list({tuple(map(id, way)): way for way in found}.values())
 
 
 def _is_unique(way: Way) -> bool:
@@ -46,8 +53,8 @@ def _is_unique(way: Way) -> bool:
 
 
 def _shared_names(ways: list[Way]) -> list[str]:
-    named = [{name for part in way for name in part.get("properties", {})} for way in ways]
-    return sorted({name for names in named for name in names if sum(name in other for other in named) > 1})
+    named = Counter(name for way in ways for name in {name for part in way for name in part.get("properties", {})})
+    return sorted(name for name, n in named.items() if n > 1)
 
 
 def _property(way: Way, name: str) -> Node:

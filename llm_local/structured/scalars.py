@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from llm_local.structured.ambiguity import check_ambiguity
 from llm_local.structured.logic import TYPES, value_key
-from llm_local.structured.pattern import to_rust
+from llm_local.structured.look_ahead import patterns
+from llm_local.structured.pattern import PatternError
 from llm_local.structured.rewriter import Handler, Subschema, kind
 
 MAX_ENUM_CHARACTERS = 2**20
@@ -68,7 +70,13 @@ def count(schema: Subschema, key: str, value: Any) -> None:
 def _pattern(schema: Subschema, key: str, value: Any) -> None:
     if not isinstance(value, str):
         raise schema.bad(key, f"must be a string, not {kind(value)}.")
-    schema.plain[key] = to_rust(value, f"{schema.where}/{key}")
+    *ahead, schema.plain[key] = patterns(value, f"{schema.where}/{key}")
+    schema.parts += [{"pattern": pattern} for pattern in ahead]
+    try:
+        for pattern in (*ahead, schema.plain[key]):
+            check_ambiguity(pattern)
+    except PatternError as error:
+        raise schema.bad(key, f"{error}.") from None
 
 
 def _format(schema: Subschema, key: str, value: Any) -> None:

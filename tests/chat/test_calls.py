@@ -64,6 +64,8 @@ CASES: list[tuple[str, bool, str, list[list[str]]]] = [
     ("  \n два  пробела \n", False, "  \n два  пробела \n", []),
     ('<tool_call>\n{"name": "search", "arguments": {"q": "cut of', False, "", [["search", '{"q": "cut of']]),
     ('<tool_call>\n{"na', False, "", []),
+    ('{"name": "search", "parameters": {}}; {"name": "wea', False, "", [["search", "{}"]]),
+    (f"{HERMES}\n<tool_", False, "", [["weather", '{"city": "Омск"}']]),
     ("", False, "", []),
 ]  # fmt: skip
 
@@ -126,3 +128,12 @@ def test_json_beside_calls_may_say_anything(text: str) -> None:
         assert "".join(event.text for event in events if isinstance(event, Content)) == text
     parser = ReplyParser(Openings(NAMES), NAMES, mark="<tool_call>")
     assert CallBegins(0, "weather") in parser.feed(HERMES, last=True)
+
+
+def test_compact_json_beside_bare_calls_is_told_from_them() -> None:
+    for text, called in (('{"name":"search","parameters":{}}', False), ('{"name": "search", "parameters": {}}', True)):
+        for pieces in ([text], list(text)):
+            parser = ReplyParser(Openings(NAMES), NAMES, mark='{"name": ')
+            events = [event for piece in pieces for event in parser.feed(piece)] + parser.feed("", last=True)
+            assert (CallBegins(0, "search") in events) == called
+            assert "".join(event.text for event in events if isinstance(event, Content)) == ("" if called else text)

@@ -51,3 +51,13 @@ def test_tools_join_a_system_message_that_is_there() -> None:
     prepared = GENERIC.prepare([{"role": "system", "content": "Будь краток."}, *TALK[:1]], [TOOL])
     assert prepared[0]["content"].startswith("Будь краток.\n\n# Tools")
     assert len(prepared) == 2
+
+
+def test_parallel_calls_go_back_in_one_after_the_other_where_the_template_shows_one_a_turn() -> None:
+    calls = [{**CALL, "id": str(n), "function": {"name": f"f{n}", "arguments": {}}} for n in (1, 2)]
+    results = [{"role": "tool", "content": f"={n}", "tool_call_id": str(n)} for n in (2, 1, 3)]
+    talk = [TALK[0], {"role": "assistant", "content": "", "tool_calls": calls}, *results, TALK[0]]
+    text = ChatTemplate(named_template("llama-3"), {"bos_token": ""}).render(LLAMA.prepare(talk, [TOOL]), tools=[TOOL])
+    parts = ['{"name": "f1"', '"=1"', '{"name": "f2"', '"=2"', '"=3"']
+    assert [text.count(part) for part in parts] == [1] * len(parts)
+    assert sorted(parts, key=text.index) == parts

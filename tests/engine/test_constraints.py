@@ -67,6 +67,9 @@ class Scripted:
     def forced(self) -> list[int]:
         return self._forced[self.at] if self.at < len(self._forced) else []
 
+    def completes(self, text: str) -> bool:
+        return len(text) == len(self._allowed)
+
     def close(self) -> None:
         self.closed += 1
 
@@ -243,18 +246,30 @@ def test_a_constraint_that_refuses_its_own_mask_does_not_spin() -> None:
     asyncio.run(scenario())
 
 
-def test_a_stop_string_inside_what_is_constrained_says_length() -> None:
-    """The answer is not whole, so it must not say that it is."""
+@pytest.mark.parametrize(
+    ("pattern", "stop", "text", "finish"),
+    [
+        ("abcd", "b", "a", FinishReason.LENGTH),
+        ("abcd", "d", "abc", FinishReason.LENGTH),
+        ("abcd", "cd", "ab", FinishReason.LENGTH),
+        ("ab(cd)?", "c", "ab", FinishReason.STOP),
+        ("abcd", "x", "abcd", FinishReason.STOP),
+    ],
+)
+def test_a_stop_string_that_cuts_what_is_constrained_says_length(
+    pattern: str, stop: str, text: str, finish: FinishReason
+) -> None:
+    """What is left is not what was asked for, so it must not say that it is; also where the cut is at the very end."""
 
     async def scenario() -> None:
         async with running(FakeBackend()) as engine:
-            for stop, finish in ((("B",), FinishReason.LENGTH), (("C",), FinishReason.STOP)):
-                constraint = Scripted([[65], [66], [67]])
-                fields = {"stop": stop}
-                out = await collect(
-                    engine.submit([request((1,), 9, SamplingParams(), **fields)], constraints=[constraint])
-                )
-                assert out[0][-1].finish is finish
+            constraint = GRAMMARS.constraints(RegexSpec(pattern), 1, 20)[0]
+            fields = {"stop": (stop,)}
+            out = await collect(
+                engine.submit([request((1,), 20, SamplingParams(), **fields)], constraints=[constraint])
+            )
+            assert "".join(delta.text for delta in out[0]) == text
+            assert out[0][-1].finish is finish
 
     asyncio.run(scenario())
 

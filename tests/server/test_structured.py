@@ -103,6 +103,9 @@ def test_it_works_with_n_logprobs_and_stop(http: httpx.Client) -> None:
     cut = ask(http, response_format=json_schema(SCHEMA), stop=["score"]).json()["choices"][0]
     assert cut["finish_reason"] == "length"
     assert "score" not in cut["message"]["content"]
+    # The last brace is missing: what is left is no JSON.
+    cut = ask(http, response_format=json_schema(SCHEMA), stop=["}"]).json()["choices"][0]
+    assert cut["finish_reason"] == "length"
 
 
 class Answer(pydantic.BaseModel):

@@ -263,6 +263,12 @@ def test_the_deprecated_functions_are_mapped_to_tools(reciting: Reciting) -> Non
         assert chunks[-1]["choices"][0]["finish_reason"] == "function_call"
 
 
+def test_tools_beside_functions_are_answered_as_tools(reciting: Reciting) -> None:
+    with reciting(CALL) as (_, client):
+        choice = ask(client, functions=[TOOLS[0]["function"]])
+        assert (calls_of(choice.message), choice.finish_reason) == ([OMSK], "tool_calls")
+
+
 def test_tools_beside_a_response_format_give_a_call_or_the_json(reciting: Reciting) -> None:
     form: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": [{"ok": True}]}}}
     with reciting(CALL) as (_, client):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from llm_local.structured.guidance import CompiledGuidance, Guidance
 
 
@@ -22,12 +20,7 @@ class FakeNative:
     def compile(self, gbnf: str, named: frozenset[str]) -> CompiledGuidance:
         assert not named, "llguidance's translation knows no tokens"
         self.last = gbnf
-        # llguidance's translation drops zeros of escapes.
-        return self._guidance.gbnf(re.sub(r"\\(?:u([0-9a-f]{4})|U([0-9a-f]{8}))", _char, gbnf))
+        return self._guidance.gbnf(gbnf)
 
     def is_token(self, text: str) -> bool:
         return False
-
-
-def _char(found: re.Match[str]) -> str:
-    return chr(int(found[1] or found[2], 16))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from typing import Any
 
 import jsonschema
@@ -118,6 +119,21 @@ def test_what_follows_an_opening(name: str) -> None:
         ', "arguments": {"city": "Омск"}}; {"name": "now", "parameters": {"x": 1}}',
     ):
         assert not admits(weather, text), text
+
+
+@both
+def test_the_calls_of_many_tools_are_compiled_in_time(name: str) -> None:
+    tools: dict[str, Any] = {}
+    for n in range(64):
+        properties: Any = {f"p{n}_{at}": {"type": "string"} if at % 3 else {"enum": ["a", "b"]} for at in range(8)}
+        schema = {"type": "object", "properties": properties, "required": [f"p{n}_0"]}
+        tools[f"tool_{n}"] = (canonical(schema), f"tools.{n}")
+    began = time.process_time()
+    opened = CallGrammars(language(name), tools, HERMES, parallel=True).opened()
+    assert time.process_time() - began < 2
+    assert admits(opened["tool_6"], ', "arguments": {"p6_0": "b"}}')
+    assert not admits(opened["tool_6"], ', "arguments": {"p60_0": "b"}}')
+    assert admits(opened["tool_63"], ',"arguments":{"p63_0": "a"}};{"name": "tool_1", "arguments": {"p1_0": "a"}}')
 
 
 def test_a_mark_is_a_token_where_the_vocabulary_has_one() -> None:

@@ -110,6 +110,8 @@ def test_a_copy_counts_on_by_itself() -> None:
     assert (one.allows(ord("1")), other.allows(ord("1"))) == (True, False)
     assert (one.allowed()[ord("1")], other.allowed()[ord("1")]) == (True, False)
     assert not other.feed(b"x")
+    assert one.completes('{"x":1}')
+    assert not one.completes('{"x":')
 
 
 def test_an_answer_that_must_be_closed_in_time_still_is() -> None:

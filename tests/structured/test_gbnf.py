@@ -83,11 +83,45 @@ def test_a_long_chain_of_rules_is_looked_at_quickly(name: str, passes: bool) -> 
         ('root ::= item ("," item)*\nitem ::= [0-9]+', ["1", "1,22"], ["", "1,"]),
         ('root ::= "(" root ")" | "x"', ["x", "((x))"], ["(x"]),
         ('root ::= ("ab" | "c"){2,3}', ["abc", "ccc"], ["c", "cccc"]),
+        ('root ::= "\\u0041\\x42" "\\u004300" "\\U0001F600"', ["ABC00😀"], ["\u4100", "AB\u4300😀"]),
+        (r"root ::= [\u0430-\u044f]+", ["аяб"], ["z", ""]),
+        ("root ::= [^a&&b]", ["c"], ["a", "b", "&"]),
+        ("root ::= [a&&b~~-]", ["a", "b", "&", "~", "-"], ["c"]),
+        ('root ::= [^a] . "/"', ["\n\n/", "я😀/"], ["ab/"]),
+        (r"root ::= [\]\\^-]+", ["]\\^-"], ["a"]),
+        ('root ::= word "end"\nword ::= [a-z]*', ["abend", "endend", "end"], ["en", "abendx"]),
+        ('root ::= "if" | name\nname ::= [a-z]+', ["if", "i", "iffy"], ["", "if "]),
+        ('root ::= start\nstart ::= a-b a_b\na-b ::= "x"\na_b ::= "y"', ["xy"], ["x"]),
+        ('root ::= "a" # "c"\n  | "b" |', ["a", "b", ""], ["c"]),
+        ('root ::= "x"{0} "y"{2} ("z"{0,1}){0,} ("ab"+)?', ["yy", "yyzzab", "yyabab"], ["xyy", "y", "yya"]),
+        ("root ::= " + '("a" ' * 90 + ")?" * 90, ["", "aaa"], ["b"]),
     ],
 )
 def test_gbnf_runs_on_llguidance_too(grammar: str, good: list[str], bad: list[str]) -> None:
+    check_gbnf(grammar)
     compiled = guidance().gbnf(grammar)
     for text in good:
         assert accepts(compiled.start(), text)
     for text in bad:
         assert not accepts(compiled.start(), text)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "says"),
+    [
+        ('root ::= "\\q"', "escape"),
+        ('root ::= "\\ud800"', "escape"),
+        ("root ::= [z-a]", "out of order"),
+        ("root ::= []", "is empty"),
+        ("root ::= !<think>", "LlamaGrammar only"),
+    ],
+)
+def test_gbnf_that_llguidance_is_not_given_is_refused(grammar: str, says: str) -> None:
+    check_gbnf(grammar)
+    with pytest.raises(InvalidGrammar, match=says):
+        guidance().gbnf(grammar)
+
+
+def test_gbnf_that_is_nested_too_deep_for_the_translation_is_refused() -> None:
+    with pytest.raises(InvalidGrammar, match="nested too deep"):
+        guidance().gbnf("root ::= " + "(" * 500 + '"a"' + ")" * 500)

@@ -45,6 +45,11 @@ def test_what_a_pattern_lets_through_is_found_by_python_too(pattern: str) -> Non
         (r"^[a\-z]$", "b", False),
         (r"^[a\-z]$", "-", True),
         (r"^[\d-x]$", "-", True),
+        (r"^[+-\d]$", "-", True),
+        (r"^[+-\d]$", ",", False),
+        (r"^[.-\w]$", "/", False),
+        (r"^[^+-\d]$", ",", True),
+        (r"^[\p{Lu}-z]$", "-", True),
         (r"^(a|b)?c$", "c", True),
     ],
 )

@@ -6,17 +6,20 @@ import random
 import re
 import time
 
+import llguidance
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_local.errors import InvalidGrammar
+from llm_local.engine.constraint import ConstraintFailed
+from llm_local.errors import InvalidGrammar, InvalidSchema
 from llm_local.structured.gbnf import check_gbnf
 from llm_local.structured.native import NativeEngine
 from llm_local.structured.regular import Regular
+from llm_local.structured.schema import canonical
 from tests.examples import examples
 from tests.structured.native import FakeNative
-from tests.structured.vocabulary import accepts, guidance, walks
+from tests.structured.vocabulary import accepts, guidance, tokens_of, walks
 
 GUIDANCE = guidance()
 NATIVE = NativeEngine(FakeNative(GUIDANCE), compact=True)
@@ -164,6 +167,49 @@ def test_what_is_too_much_for_llama_cpp_is_refused_quickly(pattern: str, says: s
     with pytest.raises(InvalidGrammar, match=re.escape(says)):
         NATIVE.regex(pattern)
     assert time.process_time() - began < 2
+
+
+WORDS = r"(\p{L}{1,30} ?){1,30}"
+NESTED = [r"(\w{1,12} ?){1,60}", r"(a{1,30}){1,30}", r"(.{1,80}\n){1,400}", r"(\p{L}+,? ?){1,30}", "(ab|c){20000}"]
+
+
+@pytest.mark.parametrize("pattern", NESTED)
+def test_nested_repetitions_are_followed(pattern: str) -> None:
+    """A lexer takes so many expressions for the next token; some need more than llguidance's default."""
+    constraint = GUIDANCE.regex(pattern).start()
+    text = {r"(.{1,80}\n){1,400}": "ab \n", "(ab|c){20000}": "abc"}.get(pattern, "a")
+    for token in tokens_of((text * 90).encode()):
+        constraint.accept(token)
+        assert constraint.allowed().any()
+
+
+@pytest.mark.parametrize("pattern", [WORDS, r"(\p{L}{1,200} ?){1,200}", "((a{1,90}b?){1,90}c?){1,90}"])
+def test_what_would_be_given_up_in_the_middle_of_an_answer_is_refused(pattern: str) -> None:
+    began = time.process_time()
+    with pytest.raises(InvalidGrammar, match="too many ways to read"):
+        GUIDANCE.regex(pattern)
+    for schema, place in (
+        ({"items": {"pattern": f"^{pattern}$"}}, "#/items/pattern"),
+        ({"patternProperties": {f"^{pattern}$": True}}, "#/patternProperties"),
+        ({"propertyNames": {"pattern": f"^{pattern}$"}}, "#/propertyNames/pattern"),
+    ):
+        with pytest.raises(InvalidSchema, match=f"^{place}: there are too many ways to read it"):
+            canonical(schema)
+    assert time.process_time() - began < 2
+
+
+def test_an_answer_that_hits_a_limit_does_not_spoil_the_grammar_for_later_ones() -> None:
+    """All answers of a compiled grammar share a lexer, which fails for good once it has failed."""
+    small = guidance()
+    small._limits = llguidance.LLParserLimits(step_lexer_fuel=3000)
+    compiled = small.regex("(a{1,40}){1,40}")
+    for _ in range(2):
+        constraint = compiled.start()
+        assert constraint.allowed().any()
+        with pytest.raises(ConstraintFailed):  # noqa: PT012
+            for _ in range(200):
+                constraint.accept(ord("a"))
+                constraint.allowed()
 
 
 @given(ANCHORED)
