@@ -14,8 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # What each part may import of the others. `cli` plugs everything together.
 ALLOWED = {
     "errors": set(),
-    "environment": set(),
-    "config": {"environment", "errors"},
+    "config": {"errors"},
     "engine": {"errors"},
     "llama": {"engine", "errors"},
     "models": {"errors"},
