@@ -113,6 +113,7 @@ class TestDockerfile:
                 assert (ROOT / source).exists()
                 assert kept & {source, source.split("/")[0]}, source
 
+    @pytest.mark.slow
     def test_hadolint_finds_nothing(self, name: str) -> None:
         result = subprocess.run(
             [Path(sys.executable).parent / "hadolint", name], cwd=ROOT, capture_output=True, text=True, check=False
@@ -120,6 +121,7 @@ class TestDockerfile:
         assert (result.returncode, result.stdout) == (0, "")
 
 
+@pytest.mark.slow
 def test_the_scripts_pass_shellcheck() -> None:
     scripts = [*(ROOT / "scripts").glob("*.sh"), ROOT / ".ci/run"]
     shellcheck = Path(sys.executable).parent / "shellcheck"
@@ -228,6 +230,7 @@ class TestFlagsWithoutACommand:
         assert "LLM_PORT" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_process_that_still_starts(tmp_path: Path) -> None:
     configuration = tmp_path / "a.toml"
     os.mkfifo(configuration)
@@ -270,6 +273,7 @@ def healthcheck(port: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
 def test_the_healthcheck_says_what_readiness_says(status: int, code: int) -> None:
     with answering(status) as port:
@@ -277,6 +281,7 @@ def test_the_healthcheck_says_what_readiness_says(status: int, code: int) -> Non
     assert (result.returncode, result.stdout) == (code, f'{status} {{"status": "of a test"}}\n')
 
 
+@pytest.mark.slow
 def test_the_healthcheck_of_a_server_that_is_gone_says_so() -> None:
     with answering(200) as port:
         pass

@@ -355,6 +355,7 @@ def test_an_answer_that_is_none_is_an_error(faulty: tuple[Faulty, str], body: by
         client.generate_interview_response("x", "y", "ba")
 
 
+@pytest.mark.slow
 def test_importing_the_client_imports_nothing_of_the_server() -> None:
     code = (
         "import sys, llm_local.client; server = ('fastapi', 'llama_cpp', 'numpy', 'uvicorn', 'llm_local.server', "

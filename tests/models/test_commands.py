@@ -47,6 +47,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_pull_that_is_killed_goes_on_where_it_was(hub: Hub, tmp_path: Path, sign: signal.Signals) -> None:
     env = environment(hub, tmp_path)
@@ -67,6 +68,7 @@ def test_a_pull_that_is_killed_goes_on_where_it_was(hub: Hub, tmp_path: Path, si
     assert list((tmp_path / "models" / ".downloads").glob("*.partial")) == []
 
 
+@pytest.mark.slow
 def test_two_processes_share_one_download(hub: Hub, tmp_path: Path) -> None:
     env = environment(hub, tmp_path)
     hub.faults.hold_at = 100_000
@@ -82,6 +84,7 @@ def test_two_processes_share_one_download(hub: Hub, tmp_path: Path) -> None:
     assert hub.sent == dict.fromkeys(Q5, 300_000)
 
 
+@pytest.mark.slow
 def test_whoever_waits_goes_on_when_the_first_is_killed(hub: Hub, tmp_path: Path) -> None:
     env = environment(hub, tmp_path)
     hub.faults.hold_at = 100_000
@@ -98,6 +101,7 @@ def test_whoever_waits_goes_on_when_the_first_is_killed(hub: Hub, tmp_path: Path
     assert hub.seen[-1].range == "bytes=100000-"
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_a_bar_with_rate_and_time_left(hub: Hub, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "llm_local", "pull", NAME]
@@ -178,6 +182,7 @@ def test_models_lists_what_is_known_and_what_is_there(
     assert (mine["path"], mine["layers"]) == (str(folder / "my-own-Q4_0.gguf"), None)
 
 
+@pytest.mark.slow
 def test_serve_says_what_it_waits_for_and_ends_at_once_when_told_to(hub: Hub, tmp_path: Path) -> None:
     env = environment(hub, tmp_path, LLM_MODEL="Qwen2.5-7B-Instruct-Q5_K_M.gguf", LLM_MODEL_URL=OLD_URL)
     hub.faults.hold_at = 200_000
@@ -197,6 +202,7 @@ def test_serve_says_what_it_waits_for_and_ends_at_once_when_told_to(hub: Hub, tm
     assert partial_bytes(tmp_path) == 200_000
 
 
+@pytest.mark.slow
 def test_serve_that_cannot_have_its_model_ends_with_2_and_one_line(hub: Hub, tmp_path: Path) -> None:
     hub.faults.gated = {QWEN}
     process = start(["serve", "--port", "0"], environment(hub, tmp_path, LLM_MODEL="qwen2.5-7b-instruct"))

@@ -63,6 +63,7 @@ def test_the_text_is_what_prometheus_reads(http: httpx.Client) -> None:
     assert "_created" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
 def test_promtool_finds_nothing_to_say_about_it(http: httpx.Client) -> None:
     ask(http, stream=True, guided_choice=["a", "b"])

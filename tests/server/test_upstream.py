@@ -322,6 +322,7 @@ def test_what_is_sent_is_the_request_in_utf8_with_their_key_and_our_id(caplog: p
     assert (headers[b"authorization"], headers[b"x-request-id"]) == (b"Bearer theirs", b"r-1")
 
 
+@pytest.mark.slow
 def test_the_process_forwards_without_llama_cpp_and_says_what_changes_nothing(upstream: Served, tmp_path: Path) -> None:
     code = (
         "import sys; from llm_local.cli import main; "
