@@ -258,7 +258,7 @@ def answering(status: int) -> Iterator[int]:
         def log_message(self, *_: object) -> None: ...
 
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
             yield server.server_port
