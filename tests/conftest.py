@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import ssl
 import sys
 from collections.abc import Iterator
@@ -48,5 +49,6 @@ def _reading_each_file_once() -> Any:
 def in_a_hurry() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(uvicorn.server, "asyncio", _Hurried())
+        patch.setattr(os, "fsync", lambda handle: None)  # No test pulls the plug.
         patch.setattr(ssl, "create_default_context", _reading_each_file_once())
         yield

@@ -32,7 +32,7 @@ def linear_match(cache: PrefixCache, tokens: np.ndarray) -> tuple[set[int], int]
 
 def compute(backend: FakeBackend, cache: PrefixCache, slot: Slot, tokens: np.ndarray) -> None:
     backend.tokens[slot.id] += tokens.tolist()
-    backend.cells[slot.id] += [object() for _ in tokens]
+    backend.take(slot.id, len(tokens))
     cache.extend(slot, tokens)
 
 
