@@ -143,7 +143,7 @@ def test_others_go_on_while_a_sequence_waits_for_its_bytes(tmp_path: Path, monke
 def test_the_engine_thread_sleeps_while_all_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt, real = prompt_of(1), disk_file.read
     put(tmp_path, prompt)
-    monkeypatch.setattr(disk_file, "read", lambda path, key: (time.sleep(0.3), real(path, key))[1])
+    monkeypatch.setattr(disk_file, "read", lambda path, key: (time.sleep(0.15), real(path, key))[1])
     disk = DiskCache.open(tmp_path, KEY, 10**6)
 
     async def scenario() -> None:
@@ -170,8 +170,8 @@ def test_entries_that_push_each_other_out_of_the_host_tier_do_not_do_so_for_ever
 def test_who_waits_too_long_for_the_disk_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, prompt_of(1))
     real = disk_file.read
-    monkeypatch.setattr(disk_cache, "READ_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(disk_file, "read", lambda path, key: (time.sleep(0.4), real(path, key))[1])
+    monkeypatch.setattr(disk_cache, "READ_TIMEOUT_S", 0.03)
+    monkeypatch.setattr(disk_file, "read", lambda path, key: (time.sleep(0.15), real(path, key))[1])
     assert ask(tmp_path, (*prompt_of(1), 7))[0] == 0
 
 

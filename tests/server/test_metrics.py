@@ -42,7 +42,7 @@ def leave(url: str, data: bytes) -> None:
     """Send this, and go away soon after."""
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
         connection.sendall(data)
-        time.sleep(0.15)
+        time.sleep(0.1)
 
 
 def grown(before: Numbers, after: Numbers) -> Numbers:
@@ -123,7 +123,7 @@ def test_the_gauges_tell_who_runs_who_waits_and_what_memory_that_takes() -> None
         assert [idle[f"sequences{kind}"] for kind in ("", "_running", "_waiting")] == [0, 0, 0]
         assert (idle["kv_cells"], idle["kv_usage_ratio"]) == (2048, 0)
         assert (idle["sequences_running_limit"], idle["sequences_limit"]) == (2, 258)
-        threads = [threading.Thread(target=ask, args=[http], kwargs={"max_tokens": 80}) for _ in range(5)]
+        threads = [threading.Thread(target=ask, args=[http], kwargs={"max_tokens": 40}) for _ in range(5)]
         for thread in threads:
             thread.start()
         busy = wait_for(http, lambda now: now["sequences"] == 5 and now["kv_cells_used"] > 0)
@@ -162,7 +162,7 @@ def test_an_answer_is_in_every_histogram_that_concerns_it(http: httpx.Client, se
 
 def test_the_gaps_between_the_pieces_of_a_stream_are_what_its_reader_waits() -> None:
     with serving(slow_backend(), join=True) as served, httpx.Client(base_url=served.url) as http:
-        ask(http, max_tokens=40)
+        ask(http, max_tokens=4)
         assert numbers(http)["stream_gap_seconds_count"] == 0
         ask(http, max_tokens=40, stream=True)
         now = wait_for(http, lambda now: now["requests_in_flight"] == 1)
