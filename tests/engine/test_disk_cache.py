@@ -24,6 +24,7 @@ from llm_local.engine.types import SamplingParams
 from llm_local.engine.warm import warm
 from llm_local.errors import DeadlineExceeded, StartupError
 from tests.engine.test_engine import check_accounting, collect, request, running, sampled, without_end
+from tests.examples import seeds
 from tests.fakes import FakeBackend, expected_tokens
 
 KEY = '{"model": "a"}'
@@ -447,7 +448,7 @@ def test_warm_prefixes_are_computed_once_and_come_from_the_disk_the_next_time(tm
     assert second.n_read >= 1
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", seeds(6, fast=3))
 def test_cached_tokens_are_exactly_those_that_were_not_computed_whatever_tier_they_came_from(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
