@@ -251,13 +251,13 @@ def test_a_deadline_is_an_error_and_a_cancellation(stream: bool) -> None:
 def test_a_reader_that_takes_nothing_is_counted() -> None:
     backend = FakeBackend(n_ctx=8192, n_batch=256, n_slots=8, n_outputs=40)
     with (
-        serving(backend, window=1500, send_timeout=0.1, join=True) as served,
+        serving(backend, window=1500, send_timeout=0.1, join=True, send_buffer=4096) as served,
         httpx.Client(base_url=served.url) as http,
         socket.socket() as reader,
     ):
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         reader.connect(("127.0.0.1", int(served.url.rpartition(":")[2])))
-        fields = {**ENDLESS, "max_tokens": 1400, "stream": True, "n": 4, "logprobs": True, "top_logprobs": 20}
+        fields = {**ENDLESS, "max_tokens": 300, "stream": True, "logprobs": True, "top_logprobs": 20}
         reader.sendall(post(fields))
         wait_for(http, lambda now: now['cancelled_requests_total{reason="stalled_reader"}'] == 1, 20)
 
