@@ -18,6 +18,12 @@ import uvicorn.server
 sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Two more workers than CPUs: tests of servers wait as much as they compute."""
+    return (os.cpu_count() or 1) + 2
+
+
 def pytest_collection_finish() -> None:
     """Let collections of garbage pass over what was imported, which stays to the end."""
     gc.collect()
