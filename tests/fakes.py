@@ -6,8 +6,9 @@ outputs <= n_outputs, cells <= n_ctx, slots in range, nothing computed twice.
 
 from __future__ import annotations
 
-import hashlib
 import time
+from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import Future
 from functools import lru_cache
 
@@ -28,13 +29,25 @@ END = 256
 N_VOCAB = 257
 
 
-@lru_cache(100_000)
+LOGITS = np.random.default_rng(0).normal(size=(4096, N_VOCAB)).astype(np.float32) * 3
+LOGITS[:, END] -= 2
+LOGITS.setflags(write=False)
+
+
 def next_logits(history: tuple[int, ...]) -> np.ndarray:
     """Logits that depend on every token of the history."""
-    seed = int.from_bytes(hashlib.blake2b(repr(history).encode(), digest_size=8).digest(), "little")
-    logits = np.random.default_rng(seed).normal(size=N_VOCAB).astype(np.float32) * 3
-    logits[END] -= 2
-    return logits
+    return LOGITS[hash(history) % len(LOGITS)]
+
+
+def draw(logits: np.ndarray, params: SamplingParams, random: np.random.Generator) -> int:
+    """Choose a token: the likeliest at temperature 0, else by chance."""
+    logits = logits.astype(np.float64)
+    if params.ignore_eos:
+        logits[END] = -np.inf
+    if params.temperature == 0:
+        return int(logits.argmax())
+    sums = np.exp(logits - logits.max()).cumsum()
+    return int(sums.searchsorted(random.random() * sums[-1], "right"))
 
 
 class FakeSampler:
@@ -47,16 +60,11 @@ class FakeSampler:
 
     def sample(self, row: int, allowed: np.ndarray | None = None) -> int:
         assert self.open
-        logits = self._backend.logits(row).astype(np.float64)
+        logits = self._backend.logits(row)
         if allowed is not None:
             assert allowed.any()
-            logits[~allowed] = -np.inf
-        if self._params.ignore_eos:
-            logits[END] = -np.inf
-        if self._params.temperature == 0:
-            return int(logits.argmax())
-        p = np.exp(logits - logits.max())
-        return int(self._random.choice(N_VOCAB, p=p / p.sum()))
+            logits = np.where(allowed, logits, -np.inf)
+        return draw(logits, self._params, self._random)
 
     def accept(self, token: int) -> None:
         assert self.open
@@ -101,7 +109,9 @@ class FakeBackend:
         self.can_share = True
         self.row_costs = RowCosts()
         self.cell_bytes = 4
-        self.cells: list[list[object]] = [[] for _ in range(n_slots)]
+        self.cells: list[list[int]] = [[] for _ in range(n_slots)]
+        self.owners = Counter[int]()
+        self._n_taken = 0
         self.tokens: list[list[int]] = [[] for _ in range(n_slots)]
         self.samplers: list[FakeSampler] = []
         self.rows_computed = 0
@@ -115,7 +125,17 @@ class FakeBackend:
 
     @property
     def n_used(self) -> int:
-        return len({id(cell) for cells in self.cells for cell in cells})
+        return len(self.owners)
+
+    def take(self, slot: int, n: int) -> None:
+        """Give a slot so many more cells, which nobody has."""
+        cells = range(self._n_taken, self._n_taken + n)
+        self._n_taken += n
+        self._own(slot, cells)
+
+    def _own(self, slot: int, cells: Iterable[int]) -> None:
+        self.cells[slot] += cells
+        self.owners.update(cells)
 
     def decode(self, batch: Batch) -> None:
         assert 0 < batch.n_rows <= self.n_batch
@@ -138,7 +158,7 @@ class FakeBackend:
             if position != len(self.tokens[slot]):
                 raise AssertionError(f"slot {slot} has {len(self.tokens[slot])} tokens, row is for {position}")
             self.tokens[slot].append(int(batch.tokens[row]))
-            self.cells[slot].append(object())
+            self.take(slot, 1)
             if batch.outputs[row]:
                 self._logits[row] = self.next_logits(tuple(self.tokens[slot]))
         self.rows_computed += batch.n_rows
@@ -152,13 +172,17 @@ class FakeBackend:
 
     def trim(self, slot: int, length: int) -> None:
         del self.tokens[slot][length:]
+        for cell in self.cells[slot][length:]:
+            self.owners[cell] -= 1
+            if not self.owners[cell]:
+                del self.owners[cell]
         del self.cells[slot][length:]
 
     def share(self, source: int, target: int, length: int) -> None:
         assert not self.tokens[target], "share needs an empty target"
         assert length <= len(self.tokens[source])
         self.tokens[target] = self.tokens[source][:length]
-        self.cells[target] = self.cells[source][:length]
+        self._own(target, self.cells[source][:length])
 
     def save(self, slot: int) -> bytearray:
         return bytearray(np.array(self.tokens[slot], np.int32).tobytes())
@@ -169,10 +193,10 @@ class FakeBackend:
         assert self.n_used + len(tokens) <= self.n_ctx
         if self.fail_load:
             self.tokens[slot] = [-1]
-            self.cells[slot] = [object()]
+            self.take(slot, 1)
             return False
         self.tokens[slot] = tokens
-        self.cells[slot] = [object() for _ in tokens]
+        self.take(slot, len(tokens))
         return True
 
     def new_sampler(self, params: SamplingParams, prompt: tuple[int, ...]) -> FakeSampler:
@@ -236,14 +260,7 @@ def expected_tokens(prompt: tuple[int, ...], params: SamplingParams, max_tokens:
     """What a sequence must yield, computed without any engine or cache."""
     random, history, out = np.random.default_rng((params.seed or 0) % 2**64), list(prompt), []
     while len(out) < max_tokens:
-        logits = next_logits(tuple(history)).astype(np.float64)
-        if params.ignore_eos:
-            logits[END] = -np.inf
-        if params.temperature == 0:
-            token = int(logits.argmax())
-        else:
-            p = np.exp(logits - logits.max())
-            token = int(random.choice(N_VOCAB, p=p / p.sum()))
+        token = draw(next_logits(tuple(history)), params, random)
         out.append(token)
         if token == END:
             break

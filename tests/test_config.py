@@ -120,5 +120,5 @@ def test_the_page_has_every_setting_once_with_its_names_default_and_allowed_valu
 def test_every_setting_stands_in_a_section() -> None:
     sections = {name for section in config.SECTIONS for name in section.model_fields}
     assert list(config.Settings.model_fields) == [name for section in config.SECTIONS for name in section.model_fields]
-    assert set(config.Settings.model_fields) == sections, "put the setting into one of the sections in config.py"
+    assert set(config.Settings.model_fields) == sections, "put the setting into a section of config/sections.py"
     assert all(field.description for field in config.Settings.model_fields.values())

@@ -113,6 +113,7 @@ class TestDockerfile:
                 assert (ROOT / source).exists()
                 assert kept & {source, source.split("/")[0]}, source
 
+    @pytest.mark.slow
     def test_hadolint_finds_nothing(self, name: str) -> None:
         result = subprocess.run(
             [Path(sys.executable).parent / "hadolint", name], cwd=ROOT, capture_output=True, text=True, check=False
@@ -120,6 +121,7 @@ class TestDockerfile:
         assert (result.returncode, result.stdout) == (0, "")
 
 
+@pytest.mark.slow
 def test_the_scripts_pass_shellcheck() -> None:
     scripts = [*(ROOT / "scripts").glob("*.sh"), ROOT / ".ci/run"]
     shellcheck = Path(sys.executable).parent / "shellcheck"
@@ -228,6 +230,7 @@ class TestFlagsWithoutACommand:
         assert "LLM_PORT" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_process_that_still_starts(tmp_path: Path) -> None:
     configuration = tmp_path / "a.toml"
     os.mkfifo(configuration)
@@ -255,7 +258,7 @@ def answering(status: int) -> Iterator[int]:
         def log_message(self, *_: object) -> None: ...
 
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
             yield server.server_port
@@ -270,6 +273,7 @@ def healthcheck(port: int | str, **more: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
 def test_the_healthcheck_says_what_readiness_says(status: int, code: int) -> None:
     with answering(status) as port:
@@ -283,6 +287,7 @@ def test_the_healthcheck_reads_the_environment_as_the_server_does() -> None:
         assert "no answer on 127.0.0.9:" in healthcheck(port, LLM_HOST="127.0.0.9").stdout
 
 
+@pytest.mark.slow
 def test_the_healthcheck_of_a_server_that_is_gone_says_so() -> None:
     with answering(200) as port:
         pass

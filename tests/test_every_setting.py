@@ -110,13 +110,14 @@ EFFECT = {
 def collected(path: Path) -> dict[str, str]:
     """Return what pytest collects in a file: the source of each test, and of the constants that they share."""
     source = path.read_text()
+    lines = source.split("\n")
     found = {}
     shared = ""
     for node in ast.parse(source).body:
-        text = ast.get_source_segment(source, node) or ""
+        first = min([node.lineno, *(mark.lineno for mark in getattr(node, "decorator_list", []))])
+        text = "\n".join(lines[first - 1 : node.end_lineno])
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name.startswith("test_"):
-            marks = "\n".join(ast.get_source_segment(source, mark) or "" for mark in node.decorator_list)
-            found[node.name] = f"{marks}\n{text}"
+            found[node.name] = text
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
             shared += text + "\n"
     return {name: f"{text}\n{shared}" for name, text in found.items()}

@@ -132,6 +132,7 @@ def install(checkout: Path, *arguments: str) -> tuple[int, str, str]:
     )
 
 
+@pytest.mark.slow
 def test_make_install_compiles_for_the_backend_once_and_keeps_to_it(checkout: Path) -> None:
     assert install(checkout)[2] == ""
     code, said, compiled = install(checkout, "BACKEND=openblas")
@@ -144,11 +145,13 @@ def test_make_install_compiles_for_the_backend_once_and_keeps_to_it(checkout: Pa
     assert "-DGGML_VULKAN=ON" in install(checkout, "BACKEND=vulkan")[2]
 
 
+@pytest.mark.slow
 def test_make_install_keeps_the_flags_that_the_user_gives(checkout: Path) -> None:
     compiled = install(checkout, "BACKEND=cuda", "CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES=89 -DX=1")[2]
     assert compiled.startswith("CMAKE_ARGS=-DGGML_CUDA=ON -DGGML_NATIVE=ON -DCMAKE_CUDA_ARCHITECTURES=89 -DX=1 ")
 
 
+@pytest.mark.slow
 def test_make_install_of_an_unknown_backend_is_one_clear_line(checkout: Path) -> None:
     code, said, compiled = install(checkout, "BACKEND=cudda")
     assert code != 0
@@ -156,6 +159,7 @@ def test_make_install_of_an_unknown_backend_is_one_clear_line(checkout: Path) ->
     assert compiled == ""
 
 
+@pytest.mark.slow
 def test_a_backend_that_does_not_compile_says_what_it_needs_and_is_tried_again(checkout: Path) -> None:
     (checkout / "broken").touch()
     code, said, _ = install(checkout, "BACKEND=vulkan")

@@ -116,6 +116,7 @@ def test_the_dashboard_can_be_imported() -> None:
             assert 'job=~"$job",instance=~"$instance"' in expression
 
 
+@pytest.mark.slow
 @needs_promtool
 def test_promtool_can_read_every_expression_of_the_dashboard(tmp_path: Path) -> None:
     rules = [
@@ -127,6 +128,7 @@ def test_promtool_can_read_every_expression_of_the_dashboard(tmp_path: Path) -> 
     promtool("check", "rules", str(file))
 
 
+@pytest.mark.slow
 @needs_promtool
 def test_promtool_finds_the_alerts_right_and_their_tests_pass() -> None:
     promtool("check", "rules", str(ALERTS))

@@ -10,7 +10,7 @@ from llm_local.config import SECTIONS, Loaded, Section, Settings, flag_name, var
 HEAD = """\
 # Configuration
 
-<!-- Made from llm_local/config.py by `make docs`; change it there. -->
+<!-- Made from llm_local/config/sections.py by `make docs`; change it there. -->
 
 Defaults < a TOML file (`--config FILE` or `LLM_CONFIG`) < environment < flags. `llm-local config` prints the value of
 each setting and where it came from. `configs/` has files for some machines, and `env.example` for the environment.

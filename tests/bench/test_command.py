@@ -66,6 +66,7 @@ def test_a_rewrite_is_sent_with_its_prediction(server: Served, tmp_path: Path) -
     assert run["errors"]["ours"] == {}
 
 
+@pytest.mark.slow
 def test_a_report_is_written_and_the_verdict_shown(
     server: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,6 +144,7 @@ def test_servers_are_read_with_and_without_names_and_processes() -> None:
     assert [server.name for server in parse_servers(["http://a:1", "b=http://a:1"])] == ["a:1", "b"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_shows_what_there_is_so_far(server: Served, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     # A process that was started in the background ignores the signal, and so do its children.

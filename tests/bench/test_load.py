@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from llm_local.bench import load as load_module
 from llm_local.bench import scenes
 from llm_local.bench.client import Client, Request
 from llm_local.bench.load import Site, arrival_times, closed_loop, open_loop, waves
@@ -164,11 +165,11 @@ def test_clients_that_are_to_leave_close_their_connection_in_mid_answer() -> Non
     async def behave(peer: Peer, path: str, body: dict[str, Any]) -> None:
         peer.begin_stream()
         try:
-            for _ in range(100):
+            for _ in range(40):
                 peer.text("x ")
                 await peer.writer.drain()
                 await asyncio.sleep(0.001)
-            peer.end_stream(1, 100)
+            peer.end_stream(1, 40)
         except ConnectionError:
             closed.append(peer)
             raise
@@ -271,7 +272,11 @@ def test_backchannels_go_with_and_without_priority_in_turn_while_others_run(
     assert result.groups[LOAD]["requests_s"] > 0
 
 
-def test_scenes_on_a_server_that_fails_end_with_its_errors() -> None:
+def test_scenes_on_a_server_that_fails_end_with_its_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (load_module, scenes):
+        monkeypatch.setattr(module, "PAUSE_AFTER_ERROR_S", 0.01)
+    monkeypatch.setattr(scenes, "MAX_PAUSE_S", 0.01)
+
     async def breaks(peer: Peer, path: str, body: dict[str, Any]) -> None:
         await peer.answer(500, {})
 

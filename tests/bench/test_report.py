@@ -154,6 +154,7 @@ def test_a_folder_that_does_not_exist_is_one_line() -> None:
         write(Path("/no/such/folder/out.json"), {})
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_else_and_escapes_what_servers_say(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from llm_local.bench import report

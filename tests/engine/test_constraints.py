@@ -15,6 +15,7 @@ from llm_local.engine.types import FinishReason, SamplingParams
 from llm_local.errors import QueueFull
 from llm_local.structured.spec import JsonSpec, RegexSpec, Spec
 from tests.engine.test_engine import check_accounting, collect, request, running, settle
+from tests.examples import seeds
 from tests.fakes import END, N_VOCAB, FakeBackend, fake_grammars, next_logits
 
 GRAMMARS = fake_grammars()
@@ -112,7 +113,7 @@ def expected_text(
     return "".join(map(chr, out)), constraint.must_end
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", seeds(25))
 def test_a_constrained_answer_is_the_same_whatever_happens_around_it(seed: int) -> None:
     """Beside free answers, in small caches, preempted, chunked, shared, with and without log probabilities."""
     choose = random.Random(seed)

@@ -23,6 +23,7 @@ from llm_local.engine.types import SamplingParams
 from llm_local.engine.warm import warm
 from llm_local.errors import DeadlineExceeded, StartupError
 from tests.engine.test_engine import check_accounting, collect, request, running, sampled, without_end
+from tests.examples import seeds
 from tests.fakes import FakeBackend, expected_tokens
 
 KEY = '{"model": "a"}'
@@ -142,7 +143,7 @@ def test_others_go_on_while_a_sequence_waits_for_its_bytes(tmp_path: Path, monke
 def test_the_engine_thread_sleeps_while_all_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt, real = prompt_of(1), disk_file.read
     put(tmp_path, prompt)
-    monkeypatch.setattr(disk_file, "read", lambda path, key: (time.sleep(0.3), real(path, key))[1])
+    monkeypatch.setattr(disk_file, "read", lambda path, key: (time.sleep(0.15), real(path, key))[1])
     disk = DiskCache.open(tmp_path, KEY, 10**6)
 
     async def scenario() -> None:
@@ -169,8 +170,8 @@ def test_entries_that_push_each_other_out_of_the_host_tier_do_not_do_so_for_ever
 def test_who_waits_too_long_for_the_disk_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, prompt_of(1))
     real = disk_file.read
-    monkeypatch.setattr(disk_cache, "READ_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(disk_file, "read", lambda path, key: (time.sleep(0.4), real(path, key))[1])
+    monkeypatch.setattr(disk_cache, "READ_TIMEOUT_S", 0.03)
+    monkeypatch.setattr(disk_file, "read", lambda path, key: (time.sleep(0.15), real(path, key))[1])
     assert ask(tmp_path, (*prompt_of(1), 7))[0] == 0
 
 
@@ -446,7 +447,7 @@ def test_warm_prefixes_are_computed_once_and_come_from_the_disk_the_next_time(tm
     assert second.n_read >= 1
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", seeds(6, fast=3))
 def test_cached_tokens_are_exactly_those_that_were_not_computed_whatever_tier_they_came_from(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

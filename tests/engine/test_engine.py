@@ -22,6 +22,7 @@ from llm_local.engine.stream import Stream
 from llm_local.engine.types import Delta, FinishReason, GenerationRequest, SamplingParams
 from llm_local.engine.warm import warm
 from llm_local.errors import DeadlineExceeded, DecodeFailed, Draining, EngineDead, QueueFull
+from tests.examples import seeds
 from tests.fakes import END, FakeBackend, FakeDrafter, expected_tokens
 
 GREEDY = SamplingParams(temperature=0.0, logprobs=0)
@@ -88,7 +89,7 @@ def _check_accounting(engine: Engine, backend: FakeBackend) -> None:
         assert cache.match(slot.tokens[: slot.length])[1] == slot.length
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", seeds(30, fast=9))
 def test_an_answer_is_the_same_alone_batched_chunked_warm_shared_guessed_and_preempted(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

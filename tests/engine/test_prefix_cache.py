@@ -14,6 +14,7 @@ from llm_local.engine.prefix_cache import PrefixCache
 from llm_local.engine.radix_tree import common_prefix
 from llm_local.engine.rates import Rate, Rates
 from llm_local.engine.slots import Slot
+from tests.examples import seeds
 from tests.fakes import FakeBackend
 
 
@@ -32,11 +33,11 @@ def linear_match(cache: PrefixCache, tokens: np.ndarray) -> tuple[set[int], int]
 
 def compute(backend: FakeBackend, cache: PrefixCache, slot: Slot, tokens: np.ndarray) -> None:
     backend.tokens[slot.id] += tokens.tolist()
-    backend.cells[slot.id] += [object() for _ in tokens]
+    backend.take(slot.id, len(tokens))
     cache.extend(slot, tokens)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", seeds(20))
 def test_a_match_is_what_a_comparison_with_every_slot_finds(seed: int) -> None:
     """Slots are taken, extended a few tokens at a time, trimmed, released and evicted at random."""
     choose = random.Random(seed)

@@ -155,9 +155,10 @@ def test_steps_of_a_prompt_alone_take_turns_with_those_of_answers(monkeypatch: p
 
     async def scenario() -> None:
         backend = FakeBackend(n_ctx=400, n_batch=64)
+        backend.delay_s = 0.001  # The answer still runs when the prompt comes.
         async with running(backend, window=200) as engine:
             params = SamplingParams(temperature=0.0, ignore_eos=True)
-            answering = engine.submit([request((1, 2, 3), 60, params)])
+            answering = engine.submit([request((1, 2, 3), 150, params)])
             await anext(answering)
             began = len(backend.batches)
             await collect(engine.submit([request(tuple(range(5, 105)), 1, params)]))
@@ -174,8 +175,10 @@ def test_a_prompt_that_fills_no_tile_is_not_read_apart(monkeypatch: pytest.Monke
     monkeypatch.setattr(Pace, "rows_apart", lambda self, n_max, *_, **__: most.append(n_max) or 0)
 
     async def scenario() -> None:
-        async with running(FakeBackend(n_ctx=400, n_batch=64), window=200) as engine:
-            answering = engine.submit([request((1, 2, 3), 60, ENDLESS)])
+        backend = FakeBackend(n_ctx=400, n_batch=64)
+        backend.delay_s = 0.001  # The answer still runs when the prompt comes.
+        async with running(backend, window=200) as engine:
+            answering = engine.submit([request((1, 2, 3), 150, ENDLESS)])
             await anext(answering)
             await collect(engine.submit([request(tuple(range(5, 45)), 1, ENDLESS)]))
             answering.close()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from llm_local.engine.radix_tree import Node, RadixTree, common_prefix
+from tests.examples import seeds
 
 
 def array(tokens: list[int]) -> np.ndarray:
@@ -41,7 +42,7 @@ def check_invariants(tree: RadixTree[int], held: dict[int, list[int]]) -> None:
         assert spelt == tokens
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", seeds(20))
 def test_a_walk_finds_what_a_comparison_with_everyone_finds(seed: int) -> None:
     choose = random.Random(seed)
     tree: RadixTree[int] = RadixTree()

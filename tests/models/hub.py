@@ -258,9 +258,9 @@ class _Handler(BaseHTTPRequestHandler):
             if faults.hold_at is not None and at >= faults.hold_at:
                 faults.release.wait(30)
             data = piece[:-1] + bytes([piece[-1] ^ 1]) if name in faults.wrong else piece
+            self.hub.sent[name] += len(data)  # Before they go: whoever has the last of them may look at once.
             self.wfile.write(data)
             self.wfile.flush()
-            self.hub.sent[name] += len(data)
             if faults.rate:
                 time.sleep(len(data) / faults.rate)
         if cut is not None and begin + cut < stored.size:

@@ -114,11 +114,13 @@ def serving(
     wait: bool = True,
     embeddings: Any = None,
     join: bool = False,
+    send_buffer: int | None = None,
     **settings: Any,
 ) -> Iterator[Served]:
     """Run a server on a free port of 127.0.0.1, and stop it at the end; with `join`, wait until it has stopped.
 
-    (uvicorn takes 0.2 s to stop. Without `join` the next test need not wait for that; the session does.)
+    (Without `join` the next test need not wait for that; the session does.) With a small `send_buffer`, a reader that
+    takes nothing is felt soon.
     """
     backend = backend or FakeBackend(n_ctx=2048, n_batch=256, n_slots=8, n_outputs=40)
     chosen = Settings.model_validate(settings)
@@ -154,6 +156,8 @@ def serving(
     # With the protocol named, asyncio sets TCP_NODELAY: without it every answer on an open connection takes 40 ms.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
+    if send_buffer is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     listener.listen(512)
     served.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     server = uvicorn.Server(

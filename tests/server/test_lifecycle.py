@@ -124,12 +124,14 @@ def test_a_dead_engine_ends_streams_with_an_error_and_turns_health_red() -> None
 
 def test_a_slow_reader_holds_nobody_up() -> None:
     """One client reads nothing of a long answer; another is served meanwhile, and the first then gets it all."""
-    with serving(FakeBackend(n_ctx=4096, n_batch=256, n_slots=8, n_outputs=40), window=2000, join=True) as served:
+    with serving(
+        FakeBackend(n_ctx=4096, n_batch=256, n_slots=8, n_outputs=40), window=2000, join=True, send_buffer=4096
+    ) as served:
 
         async def scenario() -> None:
             port = int(served.url.rpartition(":")[2])
             reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
-            fields = {"messages": MESSAGES, "max_tokens": 1500, "ignore_eos": True, "stream": True}
+            fields = {"messages": MESSAGES, "max_tokens": 500, "ignore_eos": True, "stream": True}
             body = json.dumps({**fields, "logprobs": True, "top_logprobs": 20}).encode()
             writer.write(
                 b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -144,7 +146,7 @@ def test_a_slow_reader_holds_nobody_up() -> None:
             text = b""
             while chunk := await reader.read(65536):
                 text += chunk
-            assert text.count(b'"logprob"') >= 1500 * 20
+            assert text.count(b'"logprob"') >= 500 * 20
             assert b"[DONE]" in text
             writer.close()
 
@@ -154,14 +156,14 @@ def test_a_slow_reader_holds_nobody_up() -> None:
 
 def test_a_reader_that_takes_nothing_is_given_up() -> None:
     backend = FakeBackend(n_ctx=8192, n_batch=256, n_slots=8, n_outputs=40)
-    with serving(backend, window=1500, send_timeout=0.1, join=True) as served:
+    with serving(backend, window=1500, send_timeout=0.1, join=True, send_buffer=4096) as served:
 
         async def scenario() -> bytes:
             sock = socket.socket()
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             sock.connect(("127.0.0.1", int(served.url.rpartition(":")[2])))
             reader, writer = await asyncio.open_connection(sock=sock, limit=1024)
-            fields = {"messages": MESSAGES, "max_tokens": 1400, "ignore_eos": True, "stream": True, "n": 4}
+            fields = {"messages": MESSAGES, "max_tokens": 300, "ignore_eos": True, "stream": True}
             body = json.dumps({**fields, "logprobs": True, "top_logprobs": 20}).encode()
             writer.write(
                 b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -169,7 +171,7 @@ def test_a_reader_that_takes_nothing_is_given_up() -> None:
             )
             await asyncio.sleep(0.1)
             await asyncio.to_thread(served.wait_idle, 20)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.2)
             text = b""
             with contextlib.suppress(ConnectionError):
                 while chunk := await asyncio.wait_for(reader.read(65536), 5):

@@ -42,7 +42,7 @@ def leave(url: str, data: bytes) -> None:
     """Send this, and go away soon after."""
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
         connection.sendall(data)
-        time.sleep(0.15)
+        time.sleep(0.1)
 
 
 def grown(before: Numbers, after: Numbers) -> Numbers:
@@ -63,6 +63,7 @@ def test_the_text_is_what_prometheus_reads(http: httpx.Client) -> None:
     assert "_created" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
 def test_promtool_finds_nothing_to_say_about_it(http: httpx.Client) -> None:
     ask(http, stream=True, guided_choice=["a", "b"])
@@ -122,7 +123,7 @@ def test_the_gauges_tell_who_runs_who_waits_and_what_memory_that_takes() -> None
         assert [idle[f"sequences{kind}"] for kind in ("", "_running", "_waiting")] == [0, 0, 0]
         assert (idle["kv_cells"], idle["kv_usage_ratio"]) == (2048, 0)
         assert (idle["sequences_running_limit"], idle["sequences_limit"]) == (2, 258)
-        threads = [threading.Thread(target=ask, args=[http], kwargs={"max_tokens": 80}) for _ in range(5)]
+        threads = [threading.Thread(target=ask, args=[http], kwargs={"max_tokens": 40}) for _ in range(5)]
         for thread in threads:
             thread.start()
         busy = wait_for(http, lambda now: now["sequences"] == 5 and now["kv_cells_used"] > 0)
@@ -161,7 +162,7 @@ def test_an_answer_is_in_every_histogram_that_concerns_it(http: httpx.Client, se
 
 def test_the_gaps_between_the_pieces_of_a_stream_are_what_its_reader_waits() -> None:
     with serving(slow_backend(), join=True) as served, httpx.Client(base_url=served.url) as http:
-        ask(http, max_tokens=40)
+        ask(http, max_tokens=4)
         assert numbers(http)["stream_gap_seconds_count"] == 0
         ask(http, max_tokens=40, stream=True)
         now = wait_for(http, lambda now: now["requests_in_flight"] == 1)
@@ -250,13 +251,13 @@ def test_a_deadline_is_an_error_and_a_cancellation(stream: bool) -> None:
 def test_a_reader_that_takes_nothing_is_counted() -> None:
     backend = FakeBackend(n_ctx=8192, n_batch=256, n_slots=8, n_outputs=40)
     with (
-        serving(backend, window=1500, send_timeout=0.1, join=True) as served,
+        serving(backend, window=1500, send_timeout=0.1, join=True, send_buffer=4096) as served,
         httpx.Client(base_url=served.url) as http,
         socket.socket() as reader,
     ):
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         reader.connect(("127.0.0.1", int(served.url.rpartition(":")[2])))
-        fields = {**ENDLESS, "max_tokens": 1400, "stream": True, "n": 4, "logprobs": True, "top_logprobs": 20}
+        fields = {**ENDLESS, "max_tokens": 300, "stream": True, "logprobs": True, "top_logprobs": 20}
         reader.sendall(post(fields))
         wait_for(http, lambda now: now['cancelled_requests_total{reason="stalled_reader"}'] == 1, 20)
 

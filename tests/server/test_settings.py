@@ -58,6 +58,7 @@ def test_host_and_port_are_where_it_listens() -> None:
         assert again.getsockname() == ("127.0.0.2", port)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "logged", "unlogged"),
     [

@@ -68,9 +68,9 @@ def test_a_streamed_answer_is_the_same(http: httpx.Client) -> None:
 
 
 def test_json_object_is_an_object(http: httpx.Client) -> None:
-    # The fake model would never end it: what it begins with is what counts.
-    answer = ask(http, response_format={"type": "json_object"}, max_tokens=3).json()["choices"][0]
-    assert answer["message"]["content"].startswith("{")
+    # The fake model might never end it: what it begins with is what counts.
+    answer = ask(http, response_format={"type": "json_object"}, max_tokens=1).json()["choices"][0]
+    assert answer["message"]["content"] == "{"
     assert answer["finish_reason"] == "length"
     given = {"type": "json_object", "schema": {"const": {"a": 1}}}
     assert text_of(ask(http, response_format=given)) == '{"a":1}'

@@ -49,8 +49,8 @@ SCHEMAS: list[tuple[Any, list[Any], list[Any]]] = [
     (distinct({"type": "number"}), [[1, 1.5]], [[1, 1.0], [0.5, 0.5]]),
     (distinct({"type": "string", "maxLength": 1}, minItems=4), [["a", "b", "c", ""]], [["a", "b", "c", "a"]]),
     (distinct({"type": "integer", "minimum": 0, "maximum": 12}, minItems=9), [list(range(9))], [[1, *range(8)]]),
-    (distinct({"enum": [f"город {n}" for n in range(30)]}, minItems=20), [[f"город {n}" for n in range(20)]],
-     [["город 1"] * 20]),
+    (distinct({"enum": [f"город {n}" for n in range(12)]}, minItems=9), [[f"город {n}" for n in range(9)]],
+     [["город 1"] * 9]),
     (distinct(PAIR, minItems=4), [[{"a": a, "b": b} for a in (1, 2) for b in "xy"]], [[{"a": 1, "b": "x"}] * 4]),
     (distinct(distinct({"type": "integer", "minimum": 0, "maximum": 3}, minItems=2, maxItems=2), minItems=3),
      [[[0, 1], [1, 0], [2, 3]]], [[[0, 1], [0, 1], [2, 3]], [[0, 0], [1, 0], [2, 3]]]),
@@ -185,7 +185,12 @@ def test_it_works_inside_closing() -> None:
 
 
 @pytest.mark.parametrize(
-    "item", ["1" * 4301, "[" * 200 + "]" * 200, '"' + "x" * 1500 + '"'], ids=["digits", "brackets", "text"]
+    "item",
+    [
+        pytest.param("1" * 4301, id="digits", marks=pytest.mark.slow),
+        pytest.param("[" * 200 + "]" * 200, id="brackets"),
+        pytest.param('"' + "x" * 1500 + '"', id="text"),
+    ],
 )
 def test_items_of_any_length_are_compared(item: str) -> None:
     constraint = start({"type": "array", "uniqueItems": True, "items": {}})

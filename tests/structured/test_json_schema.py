@@ -460,6 +460,7 @@ def test_no_junk_is_an_internal_error(schema: Any) -> None:
         GUIDANCE.json(canonical(schema)).start()
 
 
+@pytest.mark.slow
 def test_an_object_of_the_most_properties_is_followed() -> None:
     """llguidance would say that they are too many only when the answer is at them."""
     properties = {f"p{n}": {"const": n} for n in range(4000)}

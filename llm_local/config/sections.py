@@ -1,38 +1,17 @@
-"""Settings: defaults < TOML file < environment (`LLM_*`) < flags. Each option is written once, in its section.
+"""Sections: the options themselves, each written once with its type, default and meaning.
 
-The names in a TOML file are those of the fields, in the environment `LLM_` and the name in capitals, on the command
-line `--` and the name with hyphens. `docs/configuration.md` is made from this file (`make docs`).
+A new option is a line in one of them; its names, its place in the documentation and its flag follow from it.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
-
-from llm_local.environment import ENV_PREFIX, clean, settings_in
-from llm_local.errors import StartupError
-
-OPENAI_VARIABLES = {"upstream_url": "OPENAI_BASE_URL", "upstream_api_key": "OPENAI_API_KEY"}
-"""Where the settings of an upstream are looked for when nothing else gives them: what OpenAI's own client reads."""
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 
 def _split(value: object) -> object:
@@ -56,12 +35,17 @@ def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
     return origins
 
 
+T = TypeVar("T")
+OrUnset = Annotated[T | None, BeforeValidator(_empty_is_none)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Count = Annotated[int, Field(ge=1)]
 
 
-def _optional(kind: Any) -> Any:
-    return Annotated[kind | None, BeforeValidator(_empty_is_none)]
+def _words(annotation: Any) -> list[str]:
+    """Return the words that a field takes, such as `auto`; of a field that takes any text, none."""
+    if get_origin(annotation) is Literal:
+        return [word for word in get_args(annotation) if isinstance(word, str)]
+    return [word for part in get_args(annotation) for word in _words(part)]
 
 
 class Section(BaseModel):
@@ -79,9 +63,9 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _choices_have_no_case(cls, value: object, info: ValidationInfo) -> object:
+    def _words_have_no_case(cls, value: object, info: ValidationInfo) -> object:
         lower = value.lower() if isinstance(value, str) else value
-        return lower if lower in choices(info.field_name or "") else value
+        return lower if lower in _words(cls.model_fields[str(info.field_name)].annotation) else value
 
 
 class Model(Section):
@@ -97,7 +81,7 @@ class Model(Section):
         "smollm2-135m",
         description="a path, a file in models_dir, a name of `llm-local models`, REPO:FILE of the hub, or an address",
     )
-    model_id: _optional(str) = Field(None, description="name in the API; unset: the file's name without quantization")  # type: ignore[valid-type]
+    model_id: OrUnset[str] = Field(None, description="name in the API; unset: the file's name without quantization")
     model_aliases: Names = Field((), description="more names that requests may use, by commas; * accepts any")
 
 
@@ -107,15 +91,15 @@ class Upstream(Section):
     title = "Upstream"
     without_upstream = False
 
-    upstream_url: _optional(str) = Field(  # type: ignore[valid-type]
+    upstream_url: OrUnset[str] = Field(
         None,
         description="address of the OpenAI server that answers, such as http://llm-vllm:8000/v1; "
         "unset: OPENAI_BASE_URL",
     )
-    upstream_api_key: _optional(str) = Field(  # type: ignore[valid-type]
+    upstream_api_key: OrUnset[str] = Field(
         None, description="key that the upstream asks for; unset: OPENAI_API_KEY", repr=False
     )
-    upstream_model: _optional(str) = Field(  # type: ignore[valid-type]
+    upstream_model: OrUnset[str] = Field(
         None, description="name of the model there, sent in place of ours; unset: names go as they come"
     )
 
@@ -138,7 +122,7 @@ class Weights(Section):
     models_dir: Annotated[Path, AfterValidator(_at_home)] = Field(
         Path("models"), description="folder in which `model` is looked up, and fetched into"
     )
-    model_url: _optional(str) = Field(  # type: ignore[valid-type]
+    model_url: OrUnset[str] = Field(
         None, description="where to fetch `model` when it is not there: an address, or REPO:FILE of the hub"
     )
     model_checksum: Annotated[str, Field(pattern=r"^(sha256:(auto|[0-9a-fA-F]{64})|off)$")] = Field(
@@ -164,13 +148,13 @@ class Computing(Section):
     title = "Context and computing"
 
     ctx: Annotated[int, Field(ge=16)] = Field(8192, description="KV cells, shared by all sequences")
-    seq_max: _optional(Count) = Field(None, description="longest prompt + answer in tokens; unset: ctx")  # type: ignore[valid-type]
+    seq_max: OrUnset[Count] = Field(None, description="longest prompt + answer in tokens; unset: ctx")
     n_predict: Annotated[int, Field(ge=0)] = Field(512, description="max_tokens of requests that do not say")
     parallel: Annotated[int, Field(ge=1, le=128)] = Field(4, description="sequences decoded together")
-    threads: _optional(Count) = Field(  # type: ignore[valid-type]
+    threads: OrUnset[Count] = Field(
         None, description="CPU threads, fewer while others use the CPUs; unset: what this process may use"
     )
-    threads_batch: _optional(Count) = Field(None, description="CPU threads for prompts; unset: threads")  # type: ignore[valid-type]
+    threads_batch: OrUnset[Count] = Field(None, description="CPU threads for prompts; unset: threads")
     kv_type: Literal["f16", "q8_0", "q4_0"] = Field(
         "f16", description="type of the KV cells: smaller ones cost accuracy"
     )
@@ -189,11 +173,11 @@ class PrefixCache(Section):
     host_cache_mb: Annotated[int, Field(ge=0)] = Field(
         96, description="host memory for the KV of idle sequences; 0: what is evicted is computed again"
     )
-    disk_cache_dir: _optional(Path) = Field(  # type: ignore[valid-type]
+    disk_cache_dir: OrUnset[Path] = Field(
         None, description="folder for the KV of long prefixes, which outlives the process; unset: none"
     )
     disk_cache_mb: Count = Field(1024, description="most of disk_cache_dir that this model and these settings take")
-    warm_prefixes: _optional(Path) = Field(  # type: ignore[valid-type]
+    warm_prefixes: OrUnset[Path] = Field(
         None, description="JSON file of system prompts or message lists that are computed before the first request"
     )
 
@@ -203,13 +187,13 @@ class Pace(Section):
 
     title = "Pace and guesses"
 
-    target_gap_ms: _optional(Annotated[float, Field(gt=0)]) = Field(  # type: ignore[valid-type]
+    target_gap_ms: OrUnset[Annotated[float, Field(gt=0)]] = Field(
         None, description="longest step in which answers run; unset: 50 on a GPU, on a CPU by the time of a step"
     )
-    prefill_chunk: _optional(Count) = Field(  # type: ignore[valid-type]
+    prefill_chunk: OrUnset[Count] = Field(
         None, description="prompt rows of a step in which answers run; unset: what target_gap_ms leaves"
     )
-    draft_model: _optional(str) = Field(  # type: ignore[valid-type]
+    draft_model: OrUnset[str] = Field(
         None, description="GGUF of a smaller model with the same vocabulary, which guesses where that is quicker"
     )
     prompt_lookup: bool = Field(
@@ -222,7 +206,7 @@ class Prompting(Section):
 
     title = "Prompts and sampling"
 
-    chat_template: _optional(str) = Field(  # type: ignore[valid-type]
+    chat_template: OrUnset[str] = Field(
         None, description="chatml, qwen2, llama-3, gemma, or a Jinja file; unset: the GGUF's own"
     )
     temperature: Annotated[float, Field(ge=0, le=2)] = Field(1.0, description="where the request is silent")
@@ -251,7 +235,7 @@ class Embedding(Section):
     title = "Embeddings"
 
     embedding: bool = Field(True, description="serve embeddings")
-    embedding_model: _optional(str) = Field(None, description="GGUF of its own for embeddings; unset: `model`")  # type: ignore[valid-type]
+    embedding_model: OrUnset[str] = Field(None, description="GGUF of its own for embeddings; unset: `model`")
     embedding_ctx: Count = Field(2048, description="longest input of an embedding in tokens")
     embedding_pooling: Literal["auto", "mean", "cls", "last"] = Field("auto", description="auto: what the GGUF says")
 
@@ -265,19 +249,19 @@ class Serving(Section):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8080, description="port to listen on; 0 takes a free one")
     api_keys: Names = Field((), description="keys that clients must send one of, by commas; unset: open", repr=False)
-    api_keys_file: _optional(Path) = Field(  # type: ignore[valid-type]
+    api_keys_file: OrUnset[Path] = Field(
         None, description="file of keys, one a line, `name: key` to see the name in the log; SIGHUP reads it again"
     )
-    key_concurrency: _optional(Count) = Field(  # type: ignore[valid-type]
+    key_concurrency: OrUnset[Count] = Field(
         None, description="most requests that one key may have at work; one more gets 429. unset: no limit"
     )
     cors_origins: Annotated[Names, AfterValidator(_check_origins)] = Field(
         (), description="web pages that may call from a browser: https://host[:port] by commas, or *; unset: none"
     )
-    ssl_certfile: _optional(Path) = Field(  # type: ignore[valid-type]
+    ssl_certfile: OrUnset[Path] = Field(
         None, description="PEM certificate chain, to serve HTTPS; SIGHUP reads it again"
     )
-    ssl_keyfile: _optional(Path) = Field(None, description="PEM key of ssl_certfile; unset: in the same file")  # type: ignore[valid-type]
+    ssl_keyfile: OrUnset[Path] = Field(None, description="PEM key of ssl_certfile; unset: in the same file")
     queue_max: Annotated[int, Field(ge=0)] = Field(
         256, description="sequences that may wait, or requests at the upstream; one more gets 429"
     )
@@ -310,149 +294,3 @@ class Logging(Section):
 SECTIONS: tuple[type[Section], ...] = (
     Model, Upstream, Weights, Computing, PrefixCache, Pace, Prompting, StructuredOutput, Embedding, Serving, Logging,
 )  # fmt: skip
-
-
-# The last base comes first in `model_fields`, so that they are in the order of SECTIONS.
-class Settings(
-    Logging, Serving, Embedding, StructuredOutput, Prompting, Pace, PrefixCache, Computing, Weights, Upstream, Model
-):
-    """Everything that can be set."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Settings:
-        if self.seq_max is not None and self.seq_max > self.ctx:
-            raise ValueError(f"seq_max ({self.seq_max}) is larger than ctx ({self.ctx})")
-        if self.engine == "openai_compatible" and self.upstream_url is None:
-            raise ValueError(
-                "engine openai_compatible needs to know where: set LLM_UPSTREAM_URL, such as http://llm-vllm:8000/v1"
-            )
-        if self.kv_type != "f16" and self.flash_attention == "off":
-            raise ValueError(f"kv_type {self.kv_type} needs flash attention: set flash_attention to auto or on")
-        if self.disk_cache_dir is not None and not self.host_cache_mb:
-            raise ValueError("disk_cache_dir needs host_cache_mb, through which its entries are loaded")
-        if self.key_concurrency is not None and not (self.api_keys or self.api_keys_file):
-            raise ValueError("key_concurrency needs keys: set api_keys or api_keys_file")
-        if self.ssl_keyfile is not None and self.ssl_certfile is None:
-            raise ValueError("ssl_keyfile needs ssl_certfile, whose key it is")
-        return self
-
-    @property
-    def window(self) -> int:
-        """Longest sequence in tokens, before the model's own limit."""
-        return self.seq_max or self.ctx
-
-    @property
-    def ineffective(self) -> list[str]:
-        """Names of settings that were given and change nothing with this engine."""
-        if self.engine == "llama.cpp":
-            return [name for name in Upstream.model_fields if name in self.model_fields_set]
-        local = [section for section in SECTIONS if section.without_upstream]
-        return [name for section in local for name in section.model_fields if name in self.model_fields_set]
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """Settings and, for each of them, where the value came from."""
-
-    settings: Settings
-    sources: Mapping[str, str]
-
-
-def load(flags: Mapping[str, str | None], environment: Mapping[str, str], config_file: Path | None = None) -> Loaded:
-    """Merge all sources.
-
-    Args:
-        flags: values from the command line by field name; None was not given.
-        environment: usually `os.environ`.
-        config_file: TOML; also named by LLM_CONFIG.
-
-    Raises:
-        StartupError: an unknown name, a wrong value or an unreadable file, said in one line.
-    """
-    values: dict[str, Any] = {}
-    sources = dict.fromkeys(Settings.model_fields, "default")
-    if config_file is None and (named := clean(environment.get("LLM_CONFIG", ""))):
-        config_file = Path(named)
-    layers = [
-        *([(str(config_file), _from_toml(config_file))] if config_file is not None else []),
-        ("environment", _from_environment(environment)),
-        ("flag", {name: value for name, value in flags.items() if value is not None}),
-    ]
-    for source, layer in layers:
-        for name, value in layer.items():
-            values[name], sources[name] = value, source
-    if str(values.get("engine", "")).lower() == "openai_compatible":
-        for name, variable in OPENAI_VARIABLES.items():
-            if not values.get(name) and (value := clean(environment.get(variable, ""))):
-                values[name], sources[name] = value, variable
-    try:
-        return Loaded(Settings.model_validate(values), sources)
-    except ValidationError as error:
-        raise StartupError(_explain(error, values, sources)) from None
-
-
-def _from_toml(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            values = tomllib.load(file)
-    except OSError as error:
-        raise StartupError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise StartupError(f"{path} is not valid TOML: {error}") from None
-    for name in values:
-        _check_known(name, str(path), name)
-    return values
-
-
-def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for variable, value in settings_in(environment):
-        name = variable.removeprefix(ENV_PREFIX).lower()
-        _check_known(name, "environment", variable)
-        if value:
-            found[name] = value
-    return found
-
-
-def _check_known(name: str, source: str, shown: str) -> None:
-    if name in Settings.model_fields:
-        return
-    near = difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.0)[0]
-    if source == "environment":
-        near = variable_name(near)
-    raise StartupError(f"unknown setting {shown} ({source}); the nearest is {near}. See `llm-local config`.")
-
-
-def _explain(error: ValidationError, values: Mapping[str, Any], sources: Mapping[str, str]) -> str:
-    first = error.errors()[0]
-    reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
-    if not first["loc"]:
-        return f"bad configuration: {reason}"
-    name = str(first["loc"][0])
-    value = "(hidden)" if not Settings.model_fields[name].repr else repr(values.get(name))
-    hint = ""
-    if sources.get(name) == "environment" and " #" in value:
-        hint = "; a comment needs a line of its own in an environment file"
-    return f"bad value for {name} ({sources.get(name, 'default')}): {value}: {reason}{hint}"
-
-
-def choices(name: str) -> tuple[str, ...]:
-    """Return the words that a field takes, such as `auto`; of a field that takes any text, none."""
-    field = Settings.model_fields.get(name)
-    return tuple(_words(field.annotation)) if field is not None else ()
-
-
-def _words(annotation: Any) -> list[str]:
-    if get_origin(annotation) is Literal:
-        return [word for word in get_args(annotation) if isinstance(word, str)]
-    return [word for part in get_args(annotation) for word in _words(part)]
-
-
-def variable_name(name: str) -> str:
-    """Return the environment variable of a field."""
-    return ENV_PREFIX + name.upper()
-
-
-def flag_name(name: str) -> str:
-    """Return the command-line flag of a field."""
-    return "--" + name.replace("_", "-")

@@ -1,0 +1,60 @@
+"""What makes thousands of tests quick, and changes nothing of what is tested."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import ssl
+import sys
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+import uvicorn.server
+
+# With it jsonschema can judge `iri`, which no test asks for, and building its parser takes 1.5 s of each start.
+sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Two more workers than CPUs: tests of servers wait as much as they compute."""
+    return (os.cpu_count() or 1) + 2
+
+
+def pytest_collection_finish() -> None:
+    """Let collections of garbage pass over what was imported, which stays to the end."""
+    gc.collect()
+    gc.freeze()
+
+
+class _Hurried:
+    """asyncio as uvicorn sees it, which looks ten times a second whether it is to end: here, twenty times as often."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    async def sleep(self, delay_s: float) -> None:
+        await asyncio.sleep(delay_s / 20)
+
+
+def _reading_each_file_once() -> Any:
+    """Return `ssl.create_default_context` that reads a file of authorities once, not for each HTTP client anew."""
+    make = ssl.create_default_context
+    made = cache(lambda file: make(cafile=file))
+
+    def context(*arguments: Any, **options: Any) -> ssl.SSLContext:
+        return made(options["cafile"]) if not arguments and set(options) == {"cafile"} else make(*arguments, **options)
+
+    return context
+
+
+@pytest.fixture(scope="session", autouse=True)
+def in_a_hurry() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uvicorn.server, "asyncio", _Hurried())
+        patch.setattr(os, "fsync", lambda handle: None)  # No test pulls the plug.
+        patch.setattr(ssl, "create_default_context", _reading_each_file_once())
+        yield
