@@ -54,7 +54,7 @@ async def chat_completions(request: Request) -> Response:
         record.finished([choice.usage for choice in choices], [choice.finish for choice in choices])
         return json_response(_answer(envelope, body, choices, plan))
     first = await first_deltas(request, stream)
-    return sse(_events(record, _Chunks(envelope, body, plan), body.n, first, stream), stream, runtime.settings)
+    return sse(_events(record, _Chunks(envelope, body, plan), first, stream), stream, runtime.settings)
 
 
 async def apply_template(request: Request) -> Response:
@@ -91,16 +91,12 @@ def _choice(index: int, choice: Choice, body: ChatRequest, plan: ToolPlan | None
 
 
 async def _events(
-    record: RequestRecord, chunks: _Chunks, n: int, first: Awaitable[list[Delta]], stream: Stream
+    record: RequestRecord, chunks: _Chunks, first: Awaitable[list[Delta]], stream: Stream
 ) -> AsyncIterator[bytes]:
-    for index in range(n):
-        yield chunks.event(index, {"role": "assistant", "content": ""})
     usages: dict[int, Usage] = {}
     finishes = []
     async for deltas in all_deltas(first, stream, record):
         for delta in deltas:
-            if delta.progress is not None:
-                yield chunks.progress(delta.index, delta.progress)
             for data in chunks.of_delta(delta):
                 yield data
             if delta.finish is not None and delta.usage is not None:
@@ -127,6 +123,7 @@ class _Chunks:
         self._usage: dict[str, Any] = {"usage": None} if self.include_usage else {}
         self._plan = plan
         self._parsers = [plan.parser() for _ in range(body.n)] if plan is not None else []
+        self._unopened = set(range(body.n))
 
     def event(
         self, index: int, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None, **more: Any
@@ -135,7 +132,10 @@ class _Chunks:
         return event(self.envelope.body([choice], **self._usage, **more))
 
     def of_delta(self, delta: Delta) -> list[bytes]:
-        """Return the chunks that a delta's text makes; log probabilities go with the first of them."""
+        """Return the chunks that a delta makes, before the first of an answer the one that opens it.
+
+        Log probabilities go with the first chunk of text.
+        """
         logprobs = chat_logprobs(delta.logprobs) if self._logprobs and delta.logprobs else None
         more: dict[str, Any] = (
             {"timings": timings_json(delta.usage)} if self._timings and delta.usage is not None else {}
@@ -146,6 +146,13 @@ class _Chunks:
             events = self._parsers[delta.index].feed(delta.text, last=delta.finish is not None)
             fields = [self._plan.chunk_fields(one) for one in events] or ([{}] if logprobs else [])
         out = []
+        if delta.index in self._unopened and (fields or delta.progress is not None or delta.finish is not None):
+            self._unopened.discard(delta.index)
+            # As in OpenAI's streams: an answer that begins with a call has no content.
+            content = None if fields and fields[0].keys() & {"tool_calls", "function_call"} else ""
+            out.append(self.event(delta.index, {"role": "assistant", "content": content}))
+        if delta.progress is not None:
+            out.append(self.event(delta.index, {}, prompt_progress=progress_json(delta.progress)))
         for each in fields:
             out.append(self.event(delta.index, each, logprobs=logprobs, **more))
             logprobs = None
@@ -157,9 +164,6 @@ class _Chunks:
         if self._plan is not None:
             reason = self._plan.finish_reason(delta.finish, self._parsers[delta.index].n_calls)
         return self.event(delta.index, {}, reason, timings=timings_json(delta.usage))
-
-    def progress(self, index: int, progress: Progress) -> bytes:
-        return self.event(index, {}, prompt_progress=progress_json(progress))
 
 
 def progress_json(progress: Progress) -> dict[str, Any]:

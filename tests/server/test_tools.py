@@ -129,6 +129,31 @@ def assemble(chunks: list[Any]) -> tuple[str, list[list[str]], str | None]:
     return text, calls, finish
 
 
+@pytest.mark.parametrize(
+    ("says", "content", "more"),
+    [
+        (CALL, None, {}),
+        (CALL, None, {"functions": [{"name": "weather", "parameters": CITY}], "tools": openai.omit}),
+        (f"Let me see.\n{CALL}", "Let me see.", {}),
+        ("Rain.", "Rain.", {}),
+    ],
+)
+def test_streams_and_whole_answers_have_the_same_content(
+    reciting: Reciting, says: str, content: str | None, more: Any
+) -> None:
+    """As at OpenAI, the first chunk has the role, and null for content when the answer begins with a call."""
+    with reciting(says) as (_, client):
+        assert ask(client, **more).message.content == content
+        fields = {"tools": TOOLS, **more}
+        chunks = client.chat.completions.create(model="fake", messages=MESSAGES, stream=True, n=2, **fields)
+        deltas = [chunk.choices[0] for chunk in chunks]
+    for index in range(2):
+        first, *others = [choice.delta for choice in deltas if choice.index == index]
+        assert (first.role, first.content) == ("assistant", None if content is None else "")
+        assert not any(delta.role for delta in others)
+        assert "".join(delta.content or "" for delta in others) == (content or "")
+
+
 @both_engines
 def test_arguments_are_constrained_from_where_the_call_is_opened(reciting: Reciting, engine: str) -> None:
     """The model would name a city that is not in the enum, and a number that is too large."""
