@@ -157,10 +157,10 @@ def cached_model(source: HubFile) -> Path | None:
     except OSError:
         commit = source.revision
     snapshot = folder / "snapshots" / commit
-    names = [str(path.relative_to(snapshot)) for path in snapshot.rglob("*.gguf") if path.is_file()]
     try:
+        names = [str(path.relative_to(snapshot)) for path in snapshot.rglob("*.gguf") if path.is_file()]
         return snapshot / choose(source, names)[0] if names else None
-    except StartupError:
+    except (StartupError, OSError):  # Another user's cache may not be readable.
         return None
 
 

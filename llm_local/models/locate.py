@@ -22,6 +22,8 @@ def locate(name: str, models_dir: Path) -> Path:
         StartupError: there is none; the message says where it was looked for and what is near.
     """
     path = look(name, models_dir)
+    if path is None and parse_name(EMBEDDED_FILE) in spellings(name):
+        path = _embedded(name)
     if path is None:
         raise StartupError(_not_found(name, models_dir))
     missing = missing_shards(path)

@@ -15,7 +15,7 @@ from llm_local.models import catalogue
 from llm_local.models.catalogue import KnownModel, find, find_repository, known_models
 from llm_local.models.choose import choose
 from llm_local.models.find import find_model
-from llm_local.models.locate import look
+from llm_local.models.locate import locate, look
 from llm_local.models.names import ModelName, parse_name, served_name, shard_names
 from llm_local.models.source import HubFile, Source, WebFile, read_source, source_of
 from tests.models.conftest import Q5, QWEN
@@ -224,6 +224,16 @@ def test_the_hubs_cache_is_looked_at_for_all_shards(hub: Hub, tmp_path: Path) ->
     assert find_model("qwen2.5-7b-instruct", None, tmp_path) == HubFile(QWEN, Q5[0])
     hf_hub_download(QWEN, Q5[1], cache_dir=constants.HF_HUB_CACHE)
     assert find_model("qwen2.5-7b-instruct", None, tmp_path) == Path(first)
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct-q4_1", "smollm2-135m:q4_1", "SmolLM2-135M-Instruct.Q4_1.gguf"])
+def test_the_embedded_model_is_found_with_its_quantization_unless_an_address_is_given(
+    tmp_path: Path, name: str
+) -> None:
+    assert find_model(name, None, tmp_path) == locate("smollm2-135m", tmp_path)
+    assert isinstance(find_model(name, "https://example.org/x.gguf", tmp_path), WebFile)
+    with pytest.raises(StartupError, match="no such model"):
+        find_model("smollm2-135m:q8_0", None, tmp_path)
 
 
 def test_a_name_that_nothing_knows_is_an_error_at_once_with_near_ones(tmp_path: Path) -> None:

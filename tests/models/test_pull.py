@@ -320,6 +320,14 @@ def test_a_file_in_the_hubs_cache_whose_name_has_spaces_is_not_fetched_again(
     assert hub.sent == {names[1]: 300_000}
 
 
+def test_a_cache_that_may_not_be_looked_into_is_as_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", closed)
+    assert find_model(f"{QWEN}:{Q2}", None, folder) == SINGLE
+
+
 def test_offline_is_one_line_and_what_is_cached_still_works(
     hub: Hub, folder: Path, waits: Waits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
