@@ -29,6 +29,8 @@ MAX_TOTAL = 2**29
 """Characters and entries that one rendering may make altogether."""
 MAX_NODES = 10**6
 """Values in a structure that is made a text."""
+MAX_WRAPPED = 10**5
+"""Characters of a text that is wrapped, which takes time with their square."""
 MAX_BITS = 4096
 """Size of a number."""
 
@@ -144,6 +146,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
             _check_format(texts[0], values[1:])
         elif name == "join":
             _check_join(values)
+        elif name == "sum" and isinstance(more.get("start", args[3:] and args[3]), (list, tuple)):
+            raise TooCostly("it adds up lists")
         elif name in ("translate", "xmlattr", "tojson", "wordwrap"):
             _check_growth(name, values, numbers)
 
@@ -224,6 +228,8 @@ def _check_growth(name: str, values: list[Any], numbers: list[int]) -> None:
         _check_length(max([0, *numbers]) * 1000)
     elif name == "wordwrap":
         texts = [len(value) for value in values if isinstance(value, str)]
+        if texts[0] > MAX_WRAPPED:
+            raise TooCostly("it wraps a long text")
         _check_length(max(texts[1:], default=1) * texts[0])
 
 

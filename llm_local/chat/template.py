@@ -33,7 +33,7 @@ RENDER_ERRORS = (
     LookupError,
     AttributeError,
     ArithmeticError,
-    RecursionError,
+    RuntimeError,
     MemoryError,
 )
 """What a template, or values that it cannot handle, can raise."""

@@ -132,7 +132,7 @@ def generation_requests(
     if n > loaded.engine.max_running:
         raise RequestError(
             f"At most {loaded.engine.max_running} choices can be generated together (LLM_PARALLEL), not {n}.",
-            param="n",
+            param="n" if n == body.n else "best_of",
         )
     timeout = min(body.timeout or settings.request_timeout, settings.request_timeout)
     deadline = time.monotonic() + timeout

@@ -33,6 +33,9 @@ COSTLY = {
     "a concatenation in a call": DOUBLE.replace("%s", "(ns.x ~ ns.x) | trim"),
     "a replacement": DOUBLE.replace("%s", "ns.x.replace('a', 'aaaa')"),
     "a replacing filter": DOUBLE.replace("%s", "ns.x | replace('a', 'aaaa')"),
+    "a sum of lists": "{{ ([range(1000) | list] * 99999) | sum(start=[]) | length }}",
+    "a sum of lists with an attribute": "{{ ([{'a': range(1000) | list}] * 99999) | sum('a', []) | length }}",
+    "a wrapped word": "{{ ('a' * 10**6) | wordwrap(1) | length }}",
     "a join": DOUBLE.replace("%s", "[ns.x, ns.x] | join"),
     "a join method": DOUBLE.replace("%s", "''.join([ns.x, ns.x])"),
     "a format": DOUBLE.replace("%s", "'{0}{0}'.format(ns.x)"),
@@ -78,6 +81,11 @@ def test_a_template_that_cannot_be_compiled_is_one_line(source: str) -> None:
     with pytest.raises(StartupError, match="the chat template cannot be compiled") as caught:
         ChatTemplate(source)
     assert "\n" not in str(caught.value)
+
+
+def test_whatever_python_says_of_a_template_is_a_400() -> None:
+    with pytest.raises(RequestError, match="at least one item"):
+        ChatTemplate("{{ cycler() }}").render(USER)
 
 
 def test_a_budget_is_for_one_rendering() -> None:

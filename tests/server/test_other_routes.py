@@ -107,6 +107,8 @@ def test_best_of_returns_the_likeliest(http: httpx.Client) -> None:
         ({"prompt": [[1], [300]]}, "prompt.1.0"),
         ({"prompt": "a", "best_of": 1, "n": 2}, "best_of"),
         ({"prompt": "a", "best_of": 2, "stream": True}, "best_of"),
+        ({"prompt": "a", "best_of": 50}, "best_of"),
+        ({"prompt": "a", "n": 50}, "n"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
         ({"prompt": "a", "logprobs": 6}, "logprobs"),
         ({"prompt": ["a"] * 400}, "prompt"),
