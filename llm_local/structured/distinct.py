@@ -18,8 +18,8 @@ from llm_local.structured.places import Places
 from llm_local.structured.tokens import Compiled, Copyable, Feedable, Tokens
 
 MAX_STEPS = 400
-"""Places from which all bytes are tried to find an ending that is not taken (1 to 2 ms each); beyond them it is believed
-to be there."""
+"""Places from which all bytes are tried to find an ending that is not taken (1 to 2 ms each); beyond them it is
+believed to be there."""
 
 FIRST = b'"]}'
 BYTES = FIRST + bytes(byte for byte in range(0x20, 0x100) if byte not in FIRST)
