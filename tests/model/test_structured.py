@@ -150,6 +150,14 @@ def test_a_llama_constraint_moves_on_by_text(native: NativeEngine) -> None:
     assert not compiled.start().feed(b"[2")
 
 
+def test_a_llama_constraint_knows_what_a_stop_string_left(native: NativeEngine) -> None:
+    constraint = native.regex("ab(cd)?").start()
+    assert constraint.feed(b"abcd")
+    assert constraint.completes("ab")
+    assert not constraint.completes("abc")
+    assert not constraint.completes("")
+
+
 @given(document=DOCUMENTS, seed=st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_whatever_llama_grammar_lets_through_is_valid(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from typing import Any
 
 import jsonschema
@@ -213,3 +214,18 @@ def test_definitions_that_refer_to_two_others_each_are_followed_once() -> None:
     defs |= {"a30": {"type": "object", "properties": {}}, "b30": {"type": "null"}}
     places = Places([canonical({"properties": {"u": distinct({}), "x": {"$ref": "#/$defs/a0"}}, "$defs": defs})])
     assert places.of_property(places.of_value(0), "x")
+
+
+def test_another_way_on_is_found_quickly_where_some_lead_nowhere_for_long() -> None:
+    """`1E` is 1 with any number of zeros behind it; the engine must not stand still while all of them are tried."""
+    constraint = start(distinct({"type": "number"}, minItems=2))
+    assert constraint.feed(b"[1,1.5,1")
+    began = time.process_time()
+    assert constraint.allows(ord("E"))
+    constraint.accept(ord("E"))
+    assert not any(constraint.allows(byte) for byte in b",]")
+    for byte in b"000":
+        assert constraint.allows(byte)
+        constraint.accept(byte)
+    assert not constraint.allows(ord("]"))
+    assert time.process_time() - began < 0.2

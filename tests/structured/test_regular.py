@@ -212,6 +212,13 @@ def test_an_answer_that_hits_a_limit_does_not_spoil_the_grammar_for_later_ones()
                 constraint.allowed()
 
 
+@ENGINES
+@pytest.mark.parametrize("pattern", ["[]", "a[]b", r"[^\s\S]+"])
+def test_what_nothing_matches_is_refused_in_words(engine: NativeEngine, pattern: str) -> None:
+    with pytest.raises(InvalidGrammar, match=r"no text matches|nothing matches"):
+        engine.regex(pattern)
+
+
 @given(ANCHORED)
 @examples(30)
 def test_the_grammar_is_one_that_llama_cpp_can_be_given(pair: tuple[str, str]) -> None:
