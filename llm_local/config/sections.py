@@ -56,7 +56,8 @@ class Section(BaseModel):
         without_upstream: whether they mean something only where this process computes.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    # Deferred, because values are checked by `Settings` alone: a section needs no validator of its own.
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
 
     title: ClassVar[str]
     without_upstream: ClassVar[bool] = True

@@ -16,7 +16,7 @@ from llm_local.config import Settings
 from llm_local.server.access import Access
 from llm_local.server.runtime import Loaded, Runtime
 from tests.fakes import FakeBackend
-from tests.server.conftest import serving
+from tests.server.conftest import Served, serving
 
 CHAT = "/v1/chat/completions"
 SECRET = "my secret words"
@@ -42,7 +42,10 @@ def the_last(lines: Lines, n: int = 1) -> Any:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_line_says_what_a_request_cost(http: httpx.Client, lines: Lines, stream: bool) -> None:
+def test_the_line_says_what_a_request_cost(
+    server: Served, http: httpx.Client, lines: Lines, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.backend, "delay_s", 0.001)  # Or the prompt might take 0.0 ms.
     answer = http.post(CHAT, json={**BODY, "stream": stream, "user": "ann"}, headers={"x-request-id": "mine"})
     line = the_last(lines)
     assert answer.headers["x-request-id"] == "mine"
