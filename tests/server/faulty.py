@@ -41,6 +41,7 @@ class Faulty:
         self.headers: dict[str, str] = {}
         self.chunks: list[bytes] = []
         self.pause_s = 0.0
+        self.waits_for: threading.Event | None = None
         self.breaks_off = False
         self.first: list[tuple[int, dict[str, str], bytes]] = []
         self.seen: dict[str, Any] = {}
@@ -74,3 +75,5 @@ class Faulty:
         for chunk in chunks:
             yield chunk
             await asyncio.sleep(self.pause_s)
+            while self.waits_for is not None and not self.waits_for.is_set():
+                await asyncio.sleep(0.001)
