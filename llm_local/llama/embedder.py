@@ -32,6 +32,9 @@ CHUNK_ROWS = 64
 ENCODER_ROWS = 512
 """Rows of a two-way model per step, unless a single input is longer."""
 
+ENCODER_ROWS_ON_CPU = 192
+"""More are no faster there (docs/performance.md), and whoever chats meanwhile waits for the end of a step."""
+
 N_SLOTS = 16
 """Inputs in one batch."""
 
@@ -120,7 +123,9 @@ class Embedder:
         self.pooling = pooling or _gguf_pooling(model)
         self._owns_model = owns_model
         self._chunked = model.is_causal
-        self._n_rows = min(CHUNK_ROWS, window) if self._chunked else max(ENCODER_ROWS, window)
+        encoder_rows = ENCODER_ROWS if model.on_gpu else ENCODER_ROWS_ON_CPU
+        self._budget = CHUNK_ROWS if self._chunked else encoder_rows
+        self._n_rows = min(CHUNK_ROWS, window) if self._chunked else max(encoder_rows, window)
         self._context = new_context(model, self._params(n_threads), "embedding")
         self._memory = llama_cpp.llama_get_memory(self._context) if self._chunked else None
         self._batch = NativeBatch(self._n_rows)
@@ -232,10 +237,9 @@ class Embedder:
     def _fill(self) -> list[_Part]:
         parts: list[_Part] = []
         n_rows = 0
-        budget = CHUNK_ROWS if self._chunked else ENCODER_ROWS
         for item in self._active:
             left = len(item.tokens) - item.computed
-            room = budget - n_rows
+            room = self._budget - n_rows
             n = min(left, room) if self._chunked else left
             if n <= 0 or (n > room and parts):
                 break

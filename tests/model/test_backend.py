@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import math
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -413,6 +414,26 @@ def test_poolings_differ(smol: LlamaModel) -> None:
         embedder.close(RuntimeError("end"))  # type: ignore[arg-type]
     assert float(vectors[0] @ vectors[1]) < 0.99
     assert float(vectors[1] @ vectors[2]) < 0.99
+
+
+@pytest.mark.parametrize(("on_gpu", "most"), [(False, 192), (True, 512)])
+def test_an_encoder_computes_a_few_hundred_rows_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, on_gpu: bool, most: int
+) -> None:
+    path = os.environ.get("LLM_LOCAL_TEST_EMBEDDING")
+    if path is None:
+        pytest.skip("LLM_LOCAL_TEST_EMBEDDING does not name a GGUF")
+    model, sizes = LlamaModel(Path(path)), []
+    monkeypatch.setattr(model, "on_gpu", on_gpu)
+    decode = llama_cpp.llama_decode
+    monkeypatch.setattr(
+        llama_cpp, "llama_decode", lambda it, batch: (sizes.append(batch.n_tokens), decode(it, batch))[1]
+    )
+    embedder = Embedder(model, window=512, n_threads=2, owns_model=True)
+    vectors = embed(embedder, [TEXT[:200]] * 30)
+    assert len(vectors) == 30
+    assert most / 2 < max(sizes) <= most
+    embedder.close(RuntimeError("end"))  # type: ignore[arg-type]
 
 
 def test_a_lower_bound_of_tokens_is_one_and_is_quick(smol: LlamaModel) -> None:
