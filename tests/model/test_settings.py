@@ -109,7 +109,7 @@ def test_mmap_false_reads_the_file(tuned: Served, smol_path: Path) -> None:
 
 def test_prefill_chunk_and_host_cache_mb_reach_the_engine(tuned: Served) -> None:
     scheduler = tuned.engine._thread.scheduler
-    assert scheduler._pace._prefill_chunk == TUNED["prefill_chunk"]
+    assert scheduler._filling._pace._prefill_chunk == TUNED["prefill_chunk"]
     assert scheduler.cache._host.max_bytes == TUNED["host_cache_mb"] * 2**20  # type: ignore[union-attr]
 
 
