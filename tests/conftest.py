@@ -1,10 +1,11 @@
-"""What makes thousands of tests quick, and changes nothing of what is tested."""
+"""What makes thousands of tests quick, and alike wherever they run; it changes nothing of what is tested."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import os
+import signal
 import ssl
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,10 @@ import uvicorn.server
 
 # With it jsonschema can judge `iri`, which no test asks for, and building its parser takes 1.5 s of each start.
 sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
+
+# A shell starts what runs in its background with Ctrl-C ignored, and the processes of tests would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)

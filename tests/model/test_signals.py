@@ -139,9 +139,9 @@ def test_a_signal_before_the_server_runs_ends_it(tmp_path: Path, sign: signal.Si
 
 def test_an_engine_that_breaks_is_503_and_exit_code_1(tmp_path: Path) -> None:
     first = (
-        "import llm_local.engine.engine as engine\n"
+        "import llm_local.engine.engine_thread as engine\n"
         "def broken(*_): raise RuntimeError('a bug')\n"
-        "engine.Engine._advance = broken"
+        "engine.EngineThread._advance = broken"
     )
     with started(tmp_path, "--ctx", "512", first=first) as (process, log):
         begun(process, log, "ready: ")
