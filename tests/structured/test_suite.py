@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from llm_local.errors import InvalidSchema
+from llm_local.structured.digits import CompiledDigits
 from llm_local.structured.distinct import CompiledDistinct
 from llm_local.structured.native import NativeEngine
 from llm_local.structured.places import Places
@@ -57,7 +58,7 @@ def written(value: Any) -> str:
 def compiled(engine: str, document: Any) -> Compiled:
     schema = canonical(document)
     one: Any = GUIDANCE if engine == "llguidance" else NATIVE
-    return CompiledDistinct(one.json(schema), Places([schema]), TOKENS)
+    return CompiledDigits(CompiledDistinct(one.json(schema), Places([schema]), TOKENS), TOKENS)
 
 
 @pytest.mark.parametrize("engine", ["llguidance", "llama"])
@@ -68,7 +69,9 @@ def test_nothing_invalid_of_the_official_suite_is_an_answer(draft: str, engine: 
         pytest.skip("LLM_LOCAL_TEST_JSON_SCHEMA_SUITE does not name the suite's folder")
     count, refused, wrong = Counter[str](), Counter[str](), []
     unexplained = 0
-    for path in sorted((Path(folder) / draft).glob("*.json")):
+    paths = sorted((Path(folder) / draft).glob("*.json"))
+    assert paths, f"no suite in {folder}/{draft}"
+    for path in paths:
         for group in json.loads(path.read_text()):
             document = group["schema"]
             if isinstance(document, dict):
