@@ -123,9 +123,8 @@ class Embedder:
         self.pooling = pooling or _gguf_pooling(model)
         self._owns_model = owns_model
         self._chunked = model.is_causal
-        encoder_rows = ENCODER_ROWS if model.on_gpu else ENCODER_ROWS_ON_CPU
-        self._budget = CHUNK_ROWS if self._chunked else encoder_rows
-        self._n_rows = min(CHUNK_ROWS, window) if self._chunked else max(encoder_rows, window)
+        self._budget = CHUNK_ROWS if self._chunked else ENCODER_ROWS if model.on_gpu else ENCODER_ROWS_ON_CPU
+        self._n_rows = min(self._budget, window) if self._chunked else max(self._budget, window)
         self._context = new_context(model, self._params(n_threads), "embedding")
         self._memory = llama_cpp.llama_get_memory(self._context) if self._chunked else None
         self._batch = NativeBatch(self._n_rows)

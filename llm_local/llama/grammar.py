@@ -77,6 +77,11 @@ class CompiledLlamaGrammar:
         self._sampler = sampler
         self._silent = silent
 
+    @property
+    def is_spent(self) -> bool:
+        """Never: answers share nothing that changes."""
+        return False
+
     def start(self) -> LlamaConstraint:
         """Return a constraint for one answer."""
         return LlamaConstraint(self._model, llama_cpp.llama_sampler_clone(self._sampler), self._silent, self)

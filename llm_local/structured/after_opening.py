@@ -31,6 +31,11 @@ class CompiledAfterOpening:
         self._grammars = grammars
         self._tokens = tokens
 
+    @property
+    def is_spent(self) -> bool:
+        """Whether one of the grammars has to be compiled anew."""
+        return any(grammar.is_spent for grammar in self._grammars.values())
+
     def start(self, budget: int | None = None) -> AfterOpening:
         """Return a constraint for one answer; with a budget of tokens, its calls end in time (`LLM_JSON_CLOSE`)."""
         return AfterOpening(self._find, self._grammars, self._tokens, budget)

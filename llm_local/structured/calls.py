@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, cast
 
 from llm_local.engine.constraint import Constraint
+from llm_local.structured.around import CompiledAround
 from llm_local.structured.schema import Schema
 from llm_local.structured.spacing import Spacing
 from llm_local.structured.spec import CallFormat
@@ -69,7 +70,7 @@ class CallLanguage(Protocol):
         ...
 
 
-class CompiledBehind:
+class CompiledBehind(CompiledAround):
     """A compiled grammar whose answers go on behind a text that is there already.
 
     Args:
@@ -78,7 +79,7 @@ class CompiledBehind:
     """
 
     def __init__(self, compiled: Compiled, text: str) -> None:
-        self._compiled = compiled
+        super().__init__(compiled)
         self._text = text.encode()
 
     def start(self) -> Constraint:

@@ -15,6 +15,7 @@ import numpy as np
 
 from llm_local.engine.constraint import Allowed, ConstraintFailed
 from llm_local.engine.types import Token
+from llm_local.structured.around import Around
 from llm_local.structured.tokens import Copyable, Tokens
 
 WATCH_FROM = 512
@@ -47,7 +48,7 @@ def _advance(place: _Place, text: bytes) -> _Place:
     return place
 
 
-class Closing:
+class Closing(Around):
     """`engine.Constraint` that ends in time; see there for the methods.
 
     Args:
@@ -58,7 +59,7 @@ class Closing:
     """
 
     def __init__(self, inner: Copyable, tokens: Tokens, budget: int, begun: bytes = b"") -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._tokens = tokens
         self._left = budget
         self._place = _advance(_Place.OUTSIDE, begun)
@@ -67,11 +68,6 @@ class Closing:
         self._ending = self._search(inner.copy(), self._place, budget)
         # An answer that cannot fit anyway is left alone: it ends with `length`.
         self._watch = -1 if self._ending is None else WATCH_FROM + 4 * len(self._ending)
-
-    @property
-    def may_end(self) -> bool:
-        """Whether the answer is complete as it is."""
-        return self._inner.may_end
 
     @property
     def must_end(self) -> bool:
@@ -166,14 +162,6 @@ class Closing:
             if token is not None and trial.allows(token):
                 return [token]
         return next(([token] for token in self._tokens.marks if trial.allows(token)), [])
-
-    def completes(self, text: str) -> bool:
-        """Tell whether an answer that is this text would be complete."""
-        return self._inner.completes(text)
-
-    def close(self) -> None:
-        """Free what it holds."""
-        self._inner.close()
 
 
 def _preferred(place: _Place, at: int) -> Iterator[int]:

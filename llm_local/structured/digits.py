@@ -6,12 +6,12 @@ digit is refused, as long as the number may end there. Engine thread, once its a
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceOf
 from typing import cast
 
 from llm_local.engine.constraint import Allowed
 from llm_local.engine.types import Token
-from llm_local.structured.tokens import Compiled, Copyable, Feedable, Tokens
+from llm_local.structured.around import Around, CompiledAround
+from llm_local.structured.tokens import Compiled, Copyable, Tokens
 
 MOST = 20
 """Digits in a row: as many as the largest 64-bit integer has."""
@@ -22,11 +22,11 @@ ENDS = b",}] \n"
 QUOTE, BACKSLASH, ZERO, NINE = b'"\\09'
 
 
-class CompiledDigits:
+class CompiledDigits(CompiledAround):
     """A compiled grammar of JSON, from which any number of constraints start."""
 
     def __init__(self, compiled: Compiled, tokens: Tokens) -> None:
-        self._compiled = compiled
+        super().__init__(compiled)
         self._tokens = tokens
 
     def start(self) -> Digits:
@@ -34,7 +34,7 @@ class CompiledDigits:
         return Digits(cast(Copyable, self._compiled.start()), self._tokens)
 
 
-class Digits:
+class Digits(Around):
     """`engine.Constraint` under which numbers end; see there for the methods.
 
     Args:
@@ -43,31 +43,21 @@ class Digits:
     """
 
     def __init__(self, inner: Copyable, tokens: Tokens) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._tokens = tokens
         self._in_string = False
         self._escaped = False
         self._n_digits = 0
 
-    @property
-    def may_end(self) -> bool:
-        """Whether the answer is complete as it is."""
-        return self._inner.may_end
-
-    @property
-    def must_end(self) -> bool:
-        """Whether nothing can follow."""
-        return self._inner.must_end
-
     def allows(self, token: Token) -> bool:
         """Tell whether the token may come next and is not one digit too many."""
-        if not self._inner.allows(token):
+        if not super().allows(token):
             return False
         return not (self._n_digits >= MOST and self._tokens.piece(token)[:1].isdigit() and self._can_end())
 
     def allowed(self) -> Allowed:
         """Return which tokens may come next."""
-        allowed = self._inner.allowed()
+        allowed = super().allowed()
         if self._n_digits >= MOST and self._can_end():
             allowed = allowed & ~self._tokens.begin_with_digit
         return allowed
@@ -79,7 +69,7 @@ class Digits:
 
     def accept(self, token: Token) -> None:
         """Move on by a token."""
-        self._inner.accept(token)
+        super().accept(token)
         self._follow(self._tokens.piece(token))
 
     def _follow(self, text: bytes) -> None:
@@ -93,13 +83,9 @@ class Digits:
                 self._in_string = byte == QUOTE
                 self._n_digits = self._n_digits + 1 if ZERO <= byte <= NINE else 0
 
-    def forced(self) -> SequenceOf[Token]:
-        """Return tokens that are the only way to go on."""
-        return self._inner.forced()
-
     def feed(self, text: bytes) -> bool:
         """Move on by text, however it is cut into tokens; False when it cannot follow."""
-        if not cast(Feedable, self._inner).feed(text):
+        if not super().feed(text):
             return False
         self._follow(text)
         return True
@@ -109,11 +95,3 @@ class Digits:
         other = Digits(self._inner.copy(), self._tokens)
         other._in_string, other._escaped, other._n_digits = self._in_string, self._escaped, self._n_digits
         return other
-
-    def completes(self, text: str) -> bool:
-        """Tell whether an answer that is this text would be complete."""
-        return self._inner.completes(text)
-
-    def close(self) -> None:
-        """Free what it holds."""
-        self._inner.close()

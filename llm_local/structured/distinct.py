@@ -8,14 +8,14 @@ one, however that is written, another ending is looked for on a copy. Engine thr
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence as SequenceOf
 from typing import cast
 
 from llm_local.engine.constraint import Allowed, ConstraintFailed
 from llm_local.engine.types import Token
+from llm_local.structured.around import Around, CompiledAround
 from llm_local.structured.cursor import Cursor
 from llm_local.structured.places import Places
-from llm_local.structured.tokens import Compiled, Copyable, Feedable, Tokens
+from llm_local.structured.tokens import Compiled, Copyable, Tokens
 
 MAX_STEPS = 400
 """Places from which all bytes are tried to find an ending that is not taken (1 to 2 ms each); beyond them it is
@@ -25,11 +25,11 @@ FIRST = b'"]}'
 BYTES = FIRST + bytes(byte for byte in range(0x20, 0x100) if byte not in FIRST)
 
 
-class CompiledDistinct:
+class CompiledDistinct(CompiledAround):
     """A compiled grammar of JSON with arrays of distinct items, from which any number of constraints start."""
 
     def __init__(self, compiled: Compiled, places: Places, tokens: Tokens) -> None:
-        self._compiled = compiled
+        super().__init__(compiled)
         self._places = places
         self._tokens = tokens
 
@@ -38,7 +38,7 @@ class CompiledDistinct:
         return Distinct(cast(Copyable, self._compiled.start()), self._places, self._tokens)
 
 
-class Distinct:
+class Distinct(Around):
     """`engine.Constraint` that keeps items distinct; see there for the methods.
 
     Args:
@@ -48,22 +48,12 @@ class Distinct:
     """
 
     def __init__(self, inner: Copyable, places: Places, tokens: Tokens, cursor: Cursor | None = None) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._places = places
         self._tokens = tokens
         self._cursor = cursor or Cursor(places)
         self._next: tuple[Token, Cursor] | None = None
         self._refused: list[bytes] = []
-
-    @property
-    def may_end(self) -> bool:
-        """Whether the answer is complete as it is."""
-        return self._inner.may_end
-
-    @property
-    def must_end(self) -> bool:
-        """Whether nothing can follow."""
-        return self._inner.must_end
 
     def allows(self, token: Token) -> bool:
         """Tell whether the token may come next and repeats nothing."""
@@ -149,22 +139,10 @@ class Distinct:
             raise ConstraintFailed("The items of an array must differ, and no other one is left.")
         self._next = None
 
-    def forced(self) -> SequenceOf[Token]:
-        """Return tokens that are the only way to go on."""
-        return self._inner.forced()
-
     def feed(self, text: bytes) -> bool:
         """Move on by text, however it is cut into tokens; False when it cannot follow."""
-        return cast(Feedable, self._inner).feed(text) and all(map(self._cursor.push, text))
+        return super().feed(text) and all(map(self._cursor.push, text))
 
     def copy(self) -> Distinct:
         """Return a constraint in the same state."""
         return Distinct(self._inner.copy(), self._places, self._tokens, self._cursor.copy())
-
-    def completes(self, text: str) -> bool:
-        """Tell whether an answer that is this text would be complete; so far its items differ."""
-        return self._inner.completes(text)
-
-    def close(self) -> None:
-        """Free what it holds."""
-        self._inner.close()

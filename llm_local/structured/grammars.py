@@ -133,8 +133,9 @@ class Grammars:
         """Return what was compiled before."""
         with self._lock:
             found = self._cache.get(key := _key(spec))
-            if found is not None:
-                self._cache.move_to_end(key)
+            if found is None or found.is_spent:
+                return None
+            self._cache.move_to_end(key)
             return found
 
     def _compiled(self, spec: Spec) -> Compiled:

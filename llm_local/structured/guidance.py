@@ -172,15 +172,12 @@ class Guidance:
         return len(tokens) == 1 and self._tokenizer.is_special_token(tokens[0])
 
     def _compile(self, grammar: str, error: Callable[[str], Exception]) -> CompiledGuidance:
-        def matcher() -> llguidance.LLMatcher:
-            return llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
-
-        made = matcher()
+        made = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         first = made if made.is_error() else made.deep_copy()
         # What is too large to be followed is often known from the first token on.
         if first.is_error() or not first.compute_bitmask() or first.is_error():
             raise error(_first_lines(first.get_error()))
-        return CompiledGuidance(made, matcher, self._tokenizer, self.n_vocab)
+        return CompiledGuidance(made, self._tokenizer, self.n_vocab)
 
 
 class CompiledGuidance:
@@ -188,33 +185,28 @@ class CompiledGuidance:
 
     Args:
         matcher: its first state.
-        again: compiles it once more.
         tokenizer: of the vocabulary.
         n_vocab: number of tokens (logits).
+
+    Attributes:
+        is_spent: whether an answer hit a limit. All copies of a matcher share a lexer, which fails from then on.
     """
 
-    def __init__(
-        self,
-        matcher: llguidance.LLMatcher,
-        again: Callable[[], llguidance.LLMatcher],
-        tokenizer: llguidance.LLTokenizer,
-        n_vocab: int,
-    ) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher, tokenizer: llguidance.LLTokenizer, n_vocab: int) -> None:
         self._matcher = matcher
-        self._again = again
-        self._is_broken = False
+        self.is_spent = False
         self.tokenizer = tokenizer
         self.n_vocab = n_vocab
 
     def start(self) -> GuidanceConstraint:
-        """Return a constraint for one answer."""
-        if self._is_broken:
-            self._matcher, self._is_broken = self._again(), False
-        return GuidanceConstraint(self._matcher.deep_copy(), self)
+        """Return a constraint for one answer.
 
-    def broke(self) -> None:
-        """Note that an answer hit a limit: all copies of a matcher share a lexer, and fail from then on."""
-        self._is_broken = True
+        Raises:
+            ConstraintFailed: it is spent.
+        """
+        if self.is_spent:
+            raise ConstraintFailed("The grammar hit a limit in another answer; send the request again.")
+        return GuidanceConstraint(self._matcher.deep_copy(), self)
 
 
 class GuidanceConstraint:
@@ -283,7 +275,7 @@ class GuidanceConstraint:
         """Nothing: Rust frees the matcher with this object."""
 
     def _failed(self) -> ConstraintFailed:
-        self._compiled.broke()
+        self._compiled.is_spent = True
         why = _first_lines(self._matcher.get_error()) or "no token can follow"
         return ConstraintFailed(f"The grammar could not be followed to its end: {why}")
 

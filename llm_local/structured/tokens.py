@@ -35,6 +35,11 @@ class Feedable(Constraint, Protocol):
 class Compiled(Protocol):
     """A compiled grammar."""
 
+    @property
+    def is_spent(self) -> bool:
+        """Whether it has to be compiled anew: an answer hit a limit of what all of its answers share."""
+        ...
+
     def start(self) -> Constraint:
         """Return a constraint for one answer."""
         ...

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from llm_local.errors import InvalidSchema
 from llm_local.structured.schema import canonical
 from tests.examples import examples
-from tests.structured.test_json_schema import GUIDANCE, admits, compact
+from tests.structured.test_json_schema import GUIDANCE, check_admits, compact
 from tests.structured.test_regular import EXPRESSIONS, LETTERS
 from tests.structured.vocabulary import accepts, walks
 
@@ -45,15 +45,10 @@ CASES: list[tuple[Any, list[Any], list[Any]]] = [
 
 @pytest.mark.parametrize(("schema", "valid", "invalid"), CASES, ids=[compact(case[0])[:60] for case in CASES])
 def test_what_is_left(schema: Any, valid: list[Any], invalid: list[Any]) -> None:
-    judge = jsonschema.Draft202012Validator(schema)
-    for value in valid:
-        assert judge.is_valid(value)
-        assert admits(schema, value), value
-    for value in invalid:
-        assert not admits(schema, value), value
+    check_admits(schema, valid, invalid)
     compiled = GUIDANCE.json(canonical(schema))
     for text in walks((compiled.start() for _ in range(10)), random.Random(1)):
-        judge.validate(json.loads(text))
+        jsonschema.validate(json.loads(text), schema, jsonschema.Draft202012Validator)
 
 
 @given(EXPRESSIONS, st.sampled_from(["^", ""]), st.sampled_from(["$", ""]), st.lists(st.text(LETTERS, max_size=4)))

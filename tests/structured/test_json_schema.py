@@ -35,6 +35,16 @@ def admits(schema: Any, value: Any) -> bool:
     return accepts(GUIDANCE.json(canonical(schema)).start(), compact(value))
 
 
+def check_admits(schema: Any, valid: list[Any], invalid: list[Any]) -> None:
+    """What is valid by the specification is admitted, and what is not to be is not."""
+    judge = jsonschema.Draft202012Validator(schema)
+    for value in valid:
+        assert judge.is_valid(value)
+        assert admits(schema, value), value
+    for value in invalid:
+        assert not admits(schema, value), value
+
+
 CASES: list[tuple[Any, list[Any], list[Any]]] = [
     # schema, what it admits, what it does not
     ({"type": "integer", "minimum": 3, "maximum": 120}, [3, 99, 120], [2, 121, 3.5, "3"]),

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
+import threading
 import time
+from concurrent.futures import Future
+from typing import Any
 
 import llguidance
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_local.engine.constraint import ConstraintFailed
+from llm_local.engine.constraint import Constraint, ConstraintFailed
 from llm_local.errors import InvalidGrammar, InvalidSchema
 from llm_local.structured.gbnf import check_gbnf
+from llm_local.structured.grammars import Grammars
+from llm_local.structured.guidance import Guidance
 from llm_local.structured.native import NativeEngine
 from llm_local.structured.regular import Regular
 from llm_local.structured.schema import canonical
+from llm_local.structured.spec import RegexSpec
 from tests.examples import examples
 from tests.structured.native import FakeNative
-from tests.structured.vocabulary import accepts, guidance, tokens_of, walks
+from tests.structured.vocabulary import accepts, guidance, piece, tokens_of, walks
 
 GUIDANCE = guidance()
 NATIVE = NativeEngine(FakeNative(GUIDANCE), compact=True)
@@ -199,17 +206,32 @@ def test_what_would_be_given_up_in_the_middle_of_an_answer_is_refused(pattern: s
 
 
 def test_an_answer_that_hits_a_limit_does_not_spoil_the_grammar_for_later_ones() -> None:
-    """All answers of a compiled grammar share a lexer, which fails for good once it has failed."""
-    small = guidance()
+    """All answers of a compiled grammar share a lexer, which fails for good once it has failed: it is compiled anew.
+
+    That is work for the threads that compile, and neither for the event loop nor for the engine's.
+    """
+    small: Any = guidance()
+    tables, threads = Future[Guidance](), []
     small._limits = llguidance.LLParserLimits(step_lexer_fuel=3000)
-    compiled = small.regex("(a{1,40}){1,40}")
+    tables.set_result(small)
+    compile_ = small.regex
+    small.regex = lambda pattern: (threads.append(threading.current_thread()), compile_(pattern))[1]
+    grammars = Grammars(tables, piece)
+
+    def ask() -> Constraint:
+        return asyncio.run(grammars.prepare(RegexSpec("(a{1,40}){1,40}"), 1, 99))[0]
+
     for _ in range(2):
-        constraint = compiled.start()
+        constraint, other = ask(), ask()
         assert constraint.allowed().any()
         with pytest.raises(ConstraintFailed):  # noqa: PT012
             for _ in range(200):
                 constraint.accept(ord("a"))
                 constraint.allowed()
+        other.close()
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
+    grammars.close()
 
 
 @ENGINES
