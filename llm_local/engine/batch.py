@@ -89,5 +89,5 @@ class Batch(Rows):
         """Add the next `n` tokens that the sequence has not computed yet, and what it guesses after them."""
         start = sequence.computed
         self.parts.append(Part(sequence, self.n_rows, n, start))
-        first_output = 0 if sequence.wants_prompt_logits else sequence.length - 1 - start
+        first_output = 0 if sequence.wants_prompt_logits else sequence.length - 1 - start + bool(sequence.forced)
         self.extend(sequence.tokens[start : start + n], start, sequence.slot, first_output)

@@ -79,7 +79,7 @@ class EngineThread:
             park_after=park_after,
             drafter=drafter,
         )
-        self._writer = Writer(backend, self.scheduler.settle, self.stats)
+        self._writer = Writer(backend, self.scheduler.settle, self.scheduler.forced_rows, self.stats)
         self._drafter = drafter
         self._side_job = side_job
         self._on_death = on_death
@@ -176,7 +176,7 @@ class EngineThread:
     def _add(self, sequence: Sequence) -> None:
         """Queue a sequence, with what its constraint forces at once: that is computed with the prompt."""
         try:
-            self._writer.force(sequence)
+            self._writer.begin(sequence)
         except ConstraintFailed as error:
             self._end(sequence, sequence.failed(error))
             return

@@ -51,7 +51,8 @@ class Filling:
         caught_up = set(few)
         prompts = [sequence for sequence in running if sequence not in caught_up]
         row_work = self._pace.costs.row_work
-        answers = Answers(len(few), sum(s.pending * row_work(s.computed, outputs=1 / s.pending) for s in few))
+        works = (s.pending * row_work(s.computed, outputs=(not s.forced) / s.pending) for s in few)
+        answers = Answers(len(few), sum(works))
         reading = {"position": _mean_position(prompts), "n_prompts": len(prompts)}
         n_apart = 0
         if few and prompts:
@@ -85,7 +86,7 @@ class Filling:
             n = pace.worthwhile_guesses(sequence.guessable(most), row_work, work, answers)
             sequence.guess(n)
             room, work = room - n, work + n * row_work
-            if n == 0 and sequence.request.speculate:
+            if n == 0 and sequence.request.speculate and not sequence.forced:
                 undecided.append(sequence)
         if self._drafts is not None and undecided:
             most = min(room // len(undecided), *(promised(sequence) for sequence in undecided))

@@ -37,6 +37,9 @@ QUIET_STEP_S = 1.0
 QUIET_ROWS = 128
 """Prompt rows of a step that are never too many when nobody waits for its end: fewer cost reading speed."""
 
+FORCED_FACTOR = 1.2
+"""Without a target, a step may take so many times as long for the sake of forced tokens: all readers wait for it."""
+
 MOST_GUESSED = 24
 """Guessed tokens of one sequence in one step."""
 
@@ -141,6 +144,12 @@ class Pace:
         """Return how many rows at `position` may join so much work within the time; None when that is not known."""
         within = self.costs.work_within(seconds)
         return None if within is None else int((within - work) / self.costs.row_work(position, outputs=0.0))
+
+    def spare_work(self, work: float) -> float:
+        """Return how much work may be added to that of running answers for forced tokens."""
+        now = self.costs.seconds(work)
+        within = None if now is None else self.costs.work_within(max(FORCED_FACTOR * now, self._target_gap_s or 0.0))
+        return math.inf if within is None else max(within - work, 0.0)
 
     def worthwhile_guesses(self, expected: list[float], row_work: float, work: float, answers: Answers) -> int:
         """Return how many guessed tokens are worth their rows, often none.

@@ -6,6 +6,7 @@ runs, who waits and who steps back; `filling.py` says which rows of those that r
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import insort
 
@@ -21,6 +22,9 @@ from llm_local.engine.sequence import NO_SLOT, Sequence
 
 WAIT_FOR_PREFIX = 32
 """Waiting for another sequence to compute a common prefix must save this many tokens, or half of the rest."""
+
+SURE_FORCED_ROWS = 2
+"""Forced rows of a step where measured times must not decide: without logits, as long as a plain step or a bit more."""
 
 PRIORITY_WORTH_S = 10.0
 """Seconds of waiting that one level of priority outweighs, so that nobody waits for ever behind more urgent ones."""
@@ -59,6 +63,8 @@ class Scheduler:
         self.n_outpaced = 0
         self.drafts: Drafts | None = None if drafter is None else Drafts(drafter, pace)
         self.waits_for_disk = False
+        self._pace = pace
+        self._spare_work: float | None = None
         self._batch = Batch(backend.n_batch, backend.row_costs.tile)
         self._max_running = max_running
         self._answer_reserve = answer_reserve
@@ -83,6 +89,7 @@ class Scheduler:
     def schedule(self) -> Batch:
         """Return the next batch: empty only when nothing runs."""
         self._batch.clear()
+        self._spare_work = None
         self.cache.next_step()
         self._admit()
         # With nothing running, everybody else could start.
@@ -101,6 +108,27 @@ class Scheduler:
             done = sequence.computed + part.n_rows
             self.cache.extend(self.cache.slots[sequence.slot], sequence.tokens[sequence.computed : done])
             sequence.computed = done
+
+    def forced_rows(self, sequence: Sequence) -> int:
+        """Return how many rows a sequence may have in the next batch, at least 1, while there is no choice for it.
+
+        Rows of forced tokens need no logits, and together are quicker than one by one. But everybody who reads along
+        waits for them: what they may add to the next batch is shared by all sequences that are forced.
+        """
+        if sequence.request.streamed and not sequence.request.speculate:
+            return SURE_FORCED_ROWS
+        costs = self._pace.costs
+        if self._spare_work is None:
+            answers = [other for other in self.running if other.first_token_at is not None]
+            read = any(other.request.streamed for other in answers)
+            work = sum(costs.row_work(other.computed) for other in answers)
+            self._spare_work = self._pace.spare_work(work) if read else math.inf
+        row_work = costs.row_work(sequence.computed, outputs=0.0)
+        # Its own row is counted already, with logits.
+        spare = self._spare_work + costs.row_work(sequence.computed)
+        n = max(int(min(spare / row_work, len(sequence.tokens))), 1)
+        self._spare_work = max(spare - n * row_work, 0.0)
+        return n
 
     def settle(self, sequence: Sequence) -> None:
         """Forget what was computed of guesses that nothing confirmed, and learn from a draft."""

@@ -36,6 +36,7 @@ class Sequence:
     Attributes:
         tokens: int32 array [n_prompt + max_tokens]; the first `length` count.
         computed: how many of them have their KV in `slot`; ahead of `length` by what was guessed.
+        forced: tokens that follow without a choice, and are still to be written: the last row needs no logits.
         n_guessed: tokens beyond `length` that the next batch computes, too.
         left_alone_until: until when nobody more urgent takes its place (`time.monotonic()`).
         held_by: the running sequence that is computing a prefix this one will share, and its length.
@@ -54,6 +55,7 @@ class Sequence:
         self.stream = stream
         self.sampler = sampler
         self.constraint = constraint
+        self.forced: list[Token] = []
         self.n_forced = 0
         self.constraint_s = 0.0
         self.n_prompt = len(request.prompt)
@@ -132,7 +134,7 @@ class Sequence:
     def guessable(self, most: int) -> list[float]:
         """Return for k = 1, 2, ... up to `most` how many of the next k tokens can be guessed; empty when none can."""
         most = min(most, len(self.tokens) - self.length - 1)
-        if self.lookup is None or most <= 0:
+        if self.lookup is None or most <= 0 or self.forced:
             return []
         return self.lookup.expected(len(self.lookup.guess(most)[0]))
 

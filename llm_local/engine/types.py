@@ -73,8 +73,10 @@ class GenerationRequest:
         cache_prompt: False computes the prompt afresh.
         prompt_logprobs: report the log probability of every prompt token, too.
         report_progress: send a delta for each computed piece of the prompt.
-        speculate: compute guessed tokens ahead where that is quicker. The answer is distributed as without, but which
-            rows are computed together depends on measured times, and with it the rounding.
+        streamed: somebody reads along: steps are to be of even length.
+        speculate: compute guessed tokens ahead, and forced ones together, where that is quicker. The answer is
+            distributed as without, but which rows are computed together depends on measured times, and with it the
+            rounding.
         lookup: whether prompt, prediction and answer are looked up for guesses.
         prediction: tokens that the answer is expected to repeat, in order.
     """
@@ -88,6 +90,7 @@ class GenerationRequest:
     cache_prompt: bool = True
     prompt_logprobs: bool = False
     report_progress: bool = False
+    streamed: bool = True
     speculate: bool = False
     lookup: bool = True
     prediction: tuple[Token, ...] = ()

@@ -29,20 +29,32 @@ class Writer:
     Args:
         backend: whose logits are sampled.
         settle: called for a sequence whose guesses were checked.
+        forced_rows: how many rows a sequence may have in the next batch, the last token's with them, while its
+            constraint leaves no choice.
         stats: counters to keep.
     """
 
-    def __init__(self, backend: Backend, settle: Callable[[Sequence], None], stats: EngineStats) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        settle: Callable[[Sequence], None],
+        forced_rows: Callable[[Sequence], int],
+        stats: EngineStats,
+    ) -> None:
         self._backend = backend
         self._settle = settle
+        self._forced_rows = forced_rows
         self._stats = stats
 
     def write(self, sequence: Sequence, part: Part) -> None:
-        """Sample a token, and further ones as long as they are those that were guessed and computed."""
+        """Write what is forced, or sample a token, and further ones as long as they were guessed and computed."""
         try:
             while sequence.pending <= 0 and not sequence.done:
-                self._sample(sequence, part.row_before(sequence.length))
-                self.force(sequence)
+                if not sequence.forced:
+                    self._sample(sequence, part.row_before(sequence.length))
+                    self._ask_what_is_forced(sequence)
+                if sequence.forced:
+                    self._write_forced(sequence, self._forced_rows(sequence))
         finally:
             if sequence.n_guessed:
                 self._settle(sequence)
@@ -81,8 +93,13 @@ class Writer:
         sequence.constraint_s += time.perf_counter() - began
         return token
 
-    def force(self, sequence: Sequence) -> None:
-        """Append what the constraint leaves no choice about; the next batch computes it.
+    def begin(self, sequence: Sequence) -> None:
+        """Append all that the constraint forces before the first sampled token: it is computed with the prompt."""
+        self._ask_what_is_forced(sequence)
+        self._write_forced(sequence, len(sequence.forced) + sequence.pending)
+
+    def _ask_what_is_forced(self, sequence: Sequence) -> None:
+        """Note what the constraint leaves no choice about.
 
         With log probabilities every token is sampled, as each needs its own logits.
         """
@@ -90,13 +107,25 @@ class Writer:
         if constraint is None or sequence.done or sequence.request.params.logprobs is not None:
             return
         began = time.perf_counter()
-        for token in _ask(constraint.forced):
-            if sequence.done or sequence.n_generated >= sequence.request.max_tokens:
+        sequence.forced = list(_ask(constraint.forced))
+        sequence.constraint_s += time.perf_counter() - began
+
+    def _write_forced(self, sequence: Sequence, most_rows: int) -> None:
+        """Append forced tokens until the next batch has so many rows of the sequence, or sampling can go on."""
+        constraint = sequence.constraint
+        if constraint is None:
+            return
+        began = time.perf_counter()
+        n = 0
+        for token in sequence.forced:
+            if sequence.done or sequence.pending >= most_rows or sequence.n_generated >= sequence.request.max_tokens:
                 break
+            n += 1
             _ask(constraint.accept, token)
             sequence.sampler.accept(token)
             sequence.append(token, self._backend.piece(token), is_end=False)
-            sequence.n_forced += 1
+        del sequence.forced[:n]
+        sequence.n_forced += n
         sequence.constraint_s += time.perf_counter() - began
 
 

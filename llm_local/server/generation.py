@@ -148,6 +148,7 @@ def generation_requests(
             cache_prompt=body.cache_prompt,
             prompt_logprobs=prompt_logprobs,
             report_progress=body.return_progress and body.stream,
+            streamed=body.stream,
             # A seed asks for the same answer again, as far as that can be: which rows are computed together, and so the
             # rounding, must not depend on measured times.
             speculate=body.seed is None or bool(prediction),

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 import pytest
 
+from llm_local.engine.batch import Batch
 from llm_local.engine.constraint import Constraint, ConstraintFailed
-from llm_local.engine.types import FinishReason, SamplingParams
+from llm_local.engine.step_costs import RowCosts
+from llm_local.engine.stream import Receiver
+from llm_local.engine.types import Delta, FinishReason, SamplingParams
 from llm_local.errors import QueueFull
 from llm_local.structured.spec import JsonSpec, RegexSpec, Spec
 from tests.engine.test_engine import check_accounting, collect, request, running, settle
@@ -126,6 +131,8 @@ def test_a_constrained_answer_is_the_same_whatever_happens_around_it(seed: int) 
         prefixes = [tuple(choose.choices(range(256), k=choose.randint(1, 30))) for _ in range(3)]
         options = {"prefill_chunk": choose.choice([1, 4, 16]), "answer_reserve": choose.choice([1, 4, 200])}
         async with running(backend, **options) as engine:
+            spare = choose.choice([[math.inf], [0.0, 1.0, 3.0]])
+            engine._thread.scheduler._pace.spare_work = lambda work: choose.choice(spare)  # type: ignore[method-assign]
 
             async def client(number: int) -> None:
                 prompt = choose.choice(prefixes) + tuple(choose.choices(range(256), k=choose.randint(1, 9)))
@@ -136,7 +143,8 @@ def test_a_constrained_answer_is_the_same_whatever_happens_around_it(seed: int) 
                 max_tokens = choose.randint(1, 80)
                 await asyncio.sleep(choose.random() * 0.02)
                 constraints = GRAMMARS.constraints(spec, 1, 100) if spec is not None else []
-                stream = engine.submit([request(prompt, max_tokens, params)], constraints=constraints)
+                wanted = request(prompt, max_tokens, params, speculate=choose.random() < 0.5, lookup=False)
+                stream = engine.submit([wanted], constraints=constraints)
                 if choose.random() < 0.15:
                     await asyncio.sleep(choose.random() * 0.01)
                     stream.close()
@@ -187,6 +195,84 @@ def test_what_is_forced_at_first_is_computed_with_the_prompt() -> None:
             constraint = Scripted([[1], [2], [3], [4], list(range(256))], [[1, 2, 3, 4]])
             await collect(engine.submit([request(tuple(range(10)), 5, SamplingParams())], constraints=[constraint]))
             assert backend.batches[0] == [(0, 14)]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("streamed", "spare", "pieces"),
+    [(True, 0.0, [1, 1, 1, 1, 1]), (True, 1.0, [2, 2, 1]), (True, 9.0, [5]), (False, 0.0, [5])],
+    ids=["no room", "room for one", "room for all", "nobody reads along"],
+)
+def test_forced_tokens_ride_together_as_far_as_those_who_read_along_can_bear(
+    streamed: bool, spare: float, pieces: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row without logits (1) and one with (1.5): 4 tokens are forced after the first one, which is sampled."""
+    outputs: list[int] = []
+    monkeypatch.setattr(FakeBackend, "decode", recording_outputs(outputs))
+
+    async def scenario() -> list[str]:
+        backend = FakeBackend(n_batch=64)
+        backend.row_costs = RowCosts(output=0.5)
+        async with running(backend) as engine:
+            engine._thread.scheduler._pace.spare_work = lambda work: spare  # type: ignore[method-assign]
+            constraint = Scripted([[65], [66], [67], [68], [69], [70]], [[], [66, 67, 68, 69]])
+            wanted = request((1, 2), 6, SamplingParams(), streamed=streamed, speculate=True, lookup=False)
+            texts: list[str] = []
+            post = engine._thread.post
+
+            def recording_post(stream: Receiver, delta: object) -> None:
+                texts.append(delta.text if isinstance(delta, Delta) else "")
+                post(stream, delta)
+
+            monkeypatch.setattr(engine._thread, "post", recording_post)
+            deltas = (await collect(engine.submit([wanted], constraints=[constraint])))[0]
+            assert [n for batch in backend.batches for _, n in batch] == [2, *pieces]
+            assert deltas[-1].usage is not None
+            assert deltas[-1].usage.forced_tokens == 4
+            return texts
+
+    texts = asyncio.run(scenario())
+    assert "".join(texts) == "ABCDEF"
+    assert len(texts) == 1 + len(pieces), "every step has something for who reads along"
+    assert outputs == [1, *[0] * (len(pieces) - 1), 1], "no logits while there is no choice"
+
+
+def test_with_a_seed_no_measured_time_decides_how_many_forced_tokens_ride_together() -> None:
+    async def scenario(spare: float) -> list[list[tuple[int, int]]]:
+        backend = FakeBackend(n_batch=64)
+        async with running(backend) as engine:
+            engine._thread.scheduler._pace.spare_work = lambda work: spare  # type: ignore[method-assign]
+            constraint = Scripted([[65], *[[66]] * 5, [70]], [[], [66] * 5])
+            await collect(engine.submit([request((1, 2), 7, SamplingParams(seed=1))], constraints=[constraint]))
+        return backend.batches
+
+    assert asyncio.run(scenario(0.0)) == asyncio.run(scenario(9.0)) == [[(0, n)] for n in (2, 2, 2, 2)]
+
+
+def recording_outputs(outputs: list[int]) -> Callable[[FakeBackend, Batch], None]:
+    """A `decode` that notes how many rows of each batch have logits."""
+    decode = FakeBackend.decode
+
+    def recording(backend: FakeBackend, batch: Batch) -> None:
+        outputs.append(int(batch.outputs[: batch.n_rows].sum()))
+        decode(backend, batch)
+
+    return recording
+
+
+def test_two_who_are_forced_share_what_a_step_can_bear() -> None:
+    async def scenario() -> None:
+        backend = FakeBackend(n_batch=64)
+        async with running(backend) as engine:
+            engine._thread.scheduler._pace.spare_work = lambda work: 2.0  # type: ignore[method-assign]
+            script = [[65], *[[66]] * 4, [70]], [[], [66, 66, 66, 66]]
+            options = {"speculate": True, "lookup": False}
+            requests = [request(prompt, 6, SamplingParams(), **options) for prompt in ((1, 2), (3, 4))]
+            await collect(engine.submit(requests, constraints=[Scripted(*script), Scripted(*script)]))
+            sizes = [sum(n for _, n in batch) for batch in backend.batches]
+            assert max(sizes[1:]) == 2 + 2
+            assert sum(sizes) == 2 * 2 + 2 * 5
 
     asyncio.run(scenario())
 

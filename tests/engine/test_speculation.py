@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from functools import cache
 from types import SimpleNamespace
@@ -120,6 +121,15 @@ def test_likely_guesses_are_probed_when_the_times_say_that_they_do_not_pay() -> 
     assert asked.worthwhile_guesses(sure, 1, 1, ONE) == 0, "not at once again"
     asked = Pace(StepCosts(RowCosts(), stale))
     assert asked.worthwhile_guesses([0.3, 0.4, 0.45, 0.46, 0.46, 0.46], 1, 1, ONE) == 0, "unlikely ones are not"
+
+
+def test_forced_tokens_may_lengthen_a_step_by_a_fifth_or_to_the_target() -> None:
+    assert pace(0.03, 0.004).spare_work(1) == pytest.approx(0.2 * 0.034 / 0.004, rel=0.05)
+    assert pace(0.03, 0.0001).spare_work(1) > 50, "where rows cost little, many"
+    assert pace(0.0, 0.02).spare_work(1) < 0.25, "and where they cost what a step does, none"
+    assert pace(0.03, 0.004, target_gap_s=0.07).spare_work(1) == pytest.approx(9, rel=0.1)
+    assert pace(0.03, 0.004, target_gap_s=0.01).spare_work(1) > 0, "nobody slows down for a target out of reach"
+    assert Pace(StepCosts(RowCosts(), StepTime())).spare_work(1) == math.inf, "nothing is known"
 
 
 def known_costs(base: float, per_row: float, costs: RowCosts | None = None) -> StepCosts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -12,6 +12,8 @@ import openai
 import pydantic
 import pytest
 
+from llm_local.engine.stream import Stream
+from llm_local.engine.types import GenerationRequest
 from tests.server.conftest import Served, serving
 from tests.server.test_chat import events
 from tests.server.test_errors import error_of
@@ -65,6 +67,23 @@ def test_a_streamed_answer_is_the_same(http: httpx.Client) -> None:
     assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == whole
     assert chunks[-1]["timings"]["forced_n"] > 10
     assert chunks[-1]["timings"]["grammar_ms"] > 0
+
+
+def test_only_a_streamed_answer_is_kept_at_an_even_pace(
+    server: Served, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nobody reads along gets its forced tokens all at once."""
+    submitted: list[GenerationRequest] = []
+    submit = server.engine.submit
+
+    def recording(requests: Sequence[GenerationRequest], *more: Any) -> Stream:
+        submitted.extend(requests)
+        return submit(requests, *more)
+
+    monkeypatch.setattr(server.engine, "submit", recording)
+    ask(http, response_format=json_schema(SCHEMA))
+    ask(http, response_format=json_schema(SCHEMA), stream=True)
+    assert [request.streamed for request in submitted] == [False, True]
 
 
 def test_json_object_is_an_object(http: httpx.Client) -> None:
