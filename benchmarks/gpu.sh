@@ -58,4 +58,14 @@ wait_ready http://127.0.0.1:18081 "${pids[1]}" "$folder/llama-server.log"
 
 "$python" -m llm_local bench "llm_local=http://127.0.0.1:18080@${pids[0]}" "llama-server=http://127.0.0.1:18081@${pids[1]}" \
     --clients 1,4,16,64 --rounds 8 --requests 4 --json "$folder/chat.json" --report "$folder/report"
+
+# Sampling on the host and on the device, in place of llama-server.
+kill "${pids[1]}"
+wait "${pids[1]}" || true
+"$python" -m llm_local serve --model "$model" --port 18082 --host 127.0.0.1 --gpu-layers -1 --ctx $ctx --parallel $parallel \
+    --batch-size $batch --ubatch-size $batch --backend-sampling true >"$folder/backend-sampling.log" 2>&1 &
+pids[1]=$!
+wait_ready http://127.0.0.1:18082 "${pids[1]}" "$folder/backend-sampling.log"
+"$python" -m llm_local bench "host=http://127.0.0.1:18080@${pids[0]}" "device=http://127.0.0.1:18082@${pids[1]}" \
+    --clients 1,4,16,64 --rounds 8 --requests 4 --json "$folder/backend-sampling.json" --report "$folder/report-sampling"
 nvidia-smi --query-compute-apps=pid,used_memory --format=csv | tee "$folder/memory.csv"

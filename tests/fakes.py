@@ -56,6 +56,8 @@ class FakeSampler:
         self._params = params
         self._random = np.random.default_rng((params.seed or 0) % 2**64)
         self.open = True
+        self.slot: int | None = None
+        self.freely = False
         backend.samplers.append(self)
 
     def sample(self, row: int, allowed: np.ndarray | None = None) -> int:
@@ -65,6 +67,16 @@ class FakeSampler:
             assert allowed.any()
             logits = np.where(allowed, logits, -np.inf)
         return draw(logits, self._params, self._random)
+
+    def enter(self, slot: int, *, freely: bool) -> None:
+        assert self.open
+        assert self.slot is None, "it left the slot before"
+        assert 0 <= slot < self._backend.n_slots
+        self.slot, self.freely = slot, freely
+
+    def leave(self) -> None:
+        assert self.slot is not None
+        self.slot = None
 
     def accept(self, token: int) -> None:
         assert self.open

@@ -50,6 +50,7 @@ EFFECT = {
     "threads_batch": CONTEXT,
     "kv_type": BACKEND + "test_smaller_kv_types_take_less_memory_and_answer_nearly_the_same",
     "flash_attention": BACKEND + "test_flash_attention_can_be_switched_off",
+    "backend_sampling": TUNED + "test_backend_sampling_leaves_plain_answers_to_the_device",
     "mmap": WEIGHTS,
     "mlock": WEIGHTS,
     "batch_size": CONTEXT,

@@ -65,6 +65,7 @@ def context_params(settings: Settings, n_pinned: int) -> ContextParams:
         n_threads_batch=settings.threads_batch,
         kv_type=settings.kv_type,
         flash_attention=settings.flash_attention,
+        backend_sampling=settings.backend_sampling,
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import Future
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -212,7 +213,7 @@ def _drafter(
         check_same_vocabulary(model, draft)
         if draft.is_recurrent or model.is_recurrent:
             raise StartupError(f"LLM_DRAFT_MODEL: {path.name} cannot draft here: a recurrent state cannot be cut back")
-        return LlamaDrafter(draft, params, window)
+        return LlamaDrafter(draft, replace(params, backend_sampling=False), window)
     except BaseException:
         draft.close()
         raise

@@ -160,6 +160,9 @@ class Computing(Section):
         "f16", description="type of the KV cells: smaller ones cost accuracy"
     )
     flash_attention: Literal["auto", "on", "off"] = Field("auto", description="auto: where the device has it")
+    backend_sampling: bool = Field(
+        False, description="sample plain answers on the device, where the logits are; for a GPU with many clients"
+    )
     mmap: bool = Field(True, description="map the weights from the file instead of reading them")
     mlock: bool = Field(False, description="keep the weights from being swapped out")
     batch_size: Annotated[int, Field(ge=1)] = Field(512, description="rows of one decode")

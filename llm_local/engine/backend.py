@@ -27,6 +27,19 @@ class Sampler(Protocol):
         """Choose the token that follows output row `row` of the last decode, among all or the `allowed` [n_vocab]."""
         ...
 
+    def enter(self, slot: int, *, freely: bool) -> None:
+        """Learn that the sequence runs in a slot from now on. Engine thread.
+
+        Args:
+            slot: where the rows to be sampled are.
+            freely: whether it is sampled among all tokens, after its prompt only: this may be left to a device.
+        """
+        ...
+
+    def leave(self) -> None:
+        """Learn that the sequence has no slot any more; it may enter another one."""
+        ...
+
     def accept(self, token: Token) -> None:
         """Remember a token that was taken, sampled or not: penalties look back at it."""
         ...

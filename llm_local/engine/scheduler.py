@@ -161,6 +161,7 @@ class Scheduler:
         if not self._can_share:
             self.cache.trim(slot, 0)
         self.cache.release(slot)
+        sequence.sampler.leave()
         sequence.slot = NO_SLOT
 
     def _admit(self) -> None:
@@ -210,6 +211,7 @@ class Scheduler:
             return False
         slot, common = acquired
         sequence.slot, sequence.held_by = slot.id, None
+        sequence.sampler.enter(slot.id, freely=sequence.is_sampled_freely)
         sequence.started(common)
         insort(self.running, sequence, key=_order)
         return True

@@ -103,6 +103,12 @@ class Sequence:
         return self.request.prompt_logprobs and self.first_token_at is None
 
     @property
+    def is_sampled_freely(self) -> bool:
+        """Whether all that is wanted of logits is a token after the last one."""
+        request = self.request
+        return self.constraint is None and request.max_tokens > 0 and not request.prompt_logprobs
+
+    @property
     def done(self) -> bool:
         """Whether the answer is complete."""
         return self.finish is not None

@@ -15,9 +15,11 @@ import numpy.typing as npt
 
 from llm_local.engine.backend import Logits, NoRoom
 from llm_local.engine.batch import Rows
+from llm_local.engine.pace import MOST_GUESSED
 from llm_local.engine.types import SamplingParams, Token
 from llm_local.errors import DecodeFailed, StartupError
 from llm_local.llama.candidates import Candidates
+from llm_local.llama.device_sampling import DeviceSampling
 from llm_local.llama.fingerprint import fingerprint
 from llm_local.llama.logs import native_log
 from llm_local.llama.model import LlamaModel
@@ -54,6 +56,7 @@ class ContextParams:
         n_threads_batch: CPU threads of a larger one; None for the same.
         kv_type: of the KV cells, `f16`, `q8_0` or `q4_0`.
         flash_attention: `auto`, `on` or `off`.
+        backend_sampling: whether tokens are sampled where the logits are, as far as llama.cpp can.
     """
 
     n_ctx: int
@@ -65,6 +68,7 @@ class ContextParams:
     n_threads_batch: int | None = None
     kv_type: str = "f16"
     flash_attention: str = "auto"
+    backend_sampling: bool = False
 
 
 KV_TYPES = {
@@ -135,6 +139,8 @@ class LlamaBackend:
         native.n_ubatch = min(params.n_ubatch, params.n_batch)
         native.n_seq_max = params.n_slots
         native.n_outputs_max = max(params.n_running, params.n_slots) + PROMPT_OUTPUTS
+        if params.backend_sampling:
+            native.n_outputs_max_per_seq = 1 + MOST_GUESSED
         native.n_threads = params.n_threads
         native.n_threads_batch = params.n_threads_batch or params.n_threads
         native.type_k = native.type_v = KV_TYPES[params.kv_type]
@@ -148,6 +154,7 @@ class LlamaBackend:
         self._n_threads = params.n_threads
         self._context = new_context(model, native, "generation")
         self._memory = llama_cpp.llama_get_memory(self._context)
+        self._device = DeviceSampling(self._context) if params.backend_sampling else None
         self._batch = NativeBatch(params.n_batch)
         self.n_ctx = int(llama_cpp.llama_n_ctx(self._context))
         self.n_batch = params.n_batch
@@ -225,7 +232,7 @@ class LlamaBackend:
 
     def new_sampler(self, params: SamplingParams, prompt: tuple[Token, ...]) -> LlamaSampler:
         """Build a sampler chain over this context's logits."""
-        return LlamaSampler(self._model, self._context, self._candidates, params, prompt, self.n_ctx)
+        return LlamaSampler(self._model, self._context, self._candidates, params, prompt, self.n_ctx, self._device)
 
     def piece(self, token: Token) -> bytes:
         """Return the bytes of a token in an answer."""
@@ -247,7 +254,12 @@ class LlamaBackend:
 
         Returns:
             Work (see `engine.step_time`) and seconds of each decode, of rising size, within about `budget_s`.
+
+        Raises:
+            StartupError: the device cannot sample, as it was told to.
         """
+        if self._device is not None:
+            self._check_device_sampling()
         sizes = []
         for n_rows in (1, 2):
             self._decode_rows(n_rows)
@@ -268,6 +280,26 @@ class LlamaBackend:
                 break
         return times
 
+    def _check_device_sampling(self) -> None:
+        """Sample a token with all that is left to the device.
+
+        Raises:
+            StartupError: it cannot.
+        """
+        drawn = SamplingParams(top_k=40, top_p=0.9, min_p=0.05, temperature=0.8, logit_bias=((0, -1.0),))
+        for params in (SamplingParams(temperature=0.0), drawn):
+            sampler = self.new_sampler(params, ())
+            sampler.enter(0, freely=True)
+            try:
+                self._decode_rows(1)
+                sampler.sample(0)
+            except (DecodeFailed, RuntimeError) as error:
+                raise StartupError(f"LLM_BACKEND_SAMPLING: {native_log.why(str(error))}. Unset it") from error
+            finally:
+                sampler.leave()
+                sampler.close()
+                llama_cpp.llama_memory_clear(self._memory, True)
+
     def _decode_rows(self, n: int) -> float:
         """Return the seconds that `n` rows with logits take, of a sequence of their own."""
         batch = self._batch
@@ -285,3 +317,5 @@ class LlamaBackend:
         if self._context is not None:
             llama_cpp.llama_free(self._context)
             self._context = None
+            if self._device is not None:
+                self._device.close()

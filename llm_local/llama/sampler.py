@@ -19,6 +19,7 @@ from llm_local.engine.backend import Logits
 from llm_local.engine.constraint import Allowed
 from llm_local.engine.types import SamplingParams, Token
 from llm_local.llama.candidates import CAPACITY, Candidates, Chain, NarrowedSampling, accept, rule_of
+from llm_local.llama.device_sampling import DeviceSampling, runs_on_device
 from llm_local.llama.model import LlamaModel
 
 NARROW_FROM = 8192
@@ -46,6 +47,7 @@ class LlamaSampler:
         params: what to build.
         prompt: its last tokens are what `repeat_penalty` and DRY have seen before the first sample.
         n_ctx: what a window of -1 means.
+        device: what samples where the logits are, if that is wanted.
     """
 
     def __init__(
@@ -56,7 +58,11 @@ class LlamaSampler:
         params: SamplingParams,
         prompt: tuple[Token, ...],
         n_ctx: int,
+        device: DeviceSampling | None = None,
     ) -> None:
+        self._device = device
+        self._runs_on_device = device is not None and runs_on_device(params)
+        self._device_slot: int | None = None
         self._context = context
         self._n_vocab = model.n_vocab
         self._candidates = candidates
@@ -83,8 +89,25 @@ class LlamaSampler:
                 candidates, self._samplers, params, rule, self._lifted, self._lowered, self._seed
             )
 
+    def enter(self, slot: int, *, freely: bool) -> None:
+        """Put the chain, with the state that it has, on the device; see `Sampler.enter`."""
+        if self._device is not None:
+            chain = llama_cpp.llama_sampler_clone(self._chain) if freely and self._runs_on_device else None
+            self._device_slot = slot if self._device.put(slot, chain) else None
+
+    def leave(self) -> None:
+        """Take the state back from the device; see `Sampler.leave`."""
+        if self._device is not None and self._device_slot is not None:
+            chain = llama_cpp.llama_sampler_clone(self._device.chain(self._device_slot))
+            self._device_slot = None
+            self.close()
+            # What narrowed it knew the samplers of the former chain.
+            self._chain, self._narrowed = chain, None
+
     def sample(self, row: int, allowed: Allowed | None = None) -> Token:
         """Choose the token after output row `row` of the last decode, among all or the `allowed` [n_vocab]."""
+        if self._device is not None and self._device_slot is not None:
+            return self._device.token(row)
         logits = row_logits(self._context, row, self._n_vocab)
         if allowed is None:
             ids = None
@@ -106,6 +129,9 @@ class LlamaSampler:
 
     def accept(self, token: Token) -> None:
         """Let penalties know of a token that was taken."""
+        if self._device is not None and self._device_slot is not None:
+            accept(self._device.chain(self._device_slot), token)
+            return
         accept(self._chain, token)
         if self._narrowed is not None:
             self._narrowed.note(token)

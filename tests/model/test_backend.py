@@ -49,7 +49,7 @@ def rows(backend: LlamaBackend, *parts: tuple[list[int], int, int]) -> None:
     for tokens, position, slot in parts:
         sequence: Any = SimpleNamespace(
             tokens=np.array([0] * position + tokens, np.int32),
-            computed=position, slot=slot, length=position + len(tokens), wants_prompt_logits=False,
+            computed=position, slot=slot, length=position + len(tokens), wants_prompt_logits=False, forced=[],
         )  # fmt: skip
         batch.add(sequence, len(tokens))
     backend.decode(batch)

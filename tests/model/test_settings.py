@@ -16,6 +16,7 @@ import pytest
 from llm_local.cli import fit, load
 from llm_local.cli.weights import WeightFiles
 from llm_local.config import Settings
+from llm_local.llama.device_sampling import DeviceSampling
 from llm_local.llama.model import LlamaModel
 from tests.model.conftest import served
 from tests.server.conftest import Served, serving
@@ -29,6 +30,7 @@ TUNED: dict[str, Any] = {
     "model": "any/SmolLM2-own.gguf", "ctx": 1024, "seq_max": 160, "parallel": 2, "threads": 1, "threads_batch": 2,
     "batch_size": 64, "ubatch_size": 32, "n_predict": 7, "model_id": "mine", "model_aliases": "other", "mmap": False,
     "chat_template": "llama-3", "embedding_ctx": 9, "prefill_chunk": 16, "host_cache_mb": 3, "temperature": 0,
+    "backend_sampling": True,
 }  # fmt: skip
 
 
@@ -56,6 +58,20 @@ def http(tuned: Served) -> Iterator[httpx.Client]:
 
 def native(tuned: Served) -> Any:
     return tuned.engine._backend._context  # type: ignore[attr-defined]
+
+
+def test_backend_sampling_leaves_plain_answers_to_the_device(
+    tuned: Served, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampled: list[int] = []
+    token = DeviceSampling.token
+    monkeypatch.setattr(DeviceSampling, "token", lambda device, row: sampled.append(row) or token(device, row))
+    answer = http.post(CHAT, json={"messages": MESSAGES, "max_tokens": 5, "ignore_eos": True})
+    assert answer.json()["usage"]["completion_tokens"] == len(sampled) == 5
+    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": ["red", "blue"]}}}
+    answer = http.post(CHAT, json={"messages": MESSAGES, "response_format": schema})
+    assert answer.json()["choices"][0]["message"]["content"] in ('"red"', '"blue"')
+    assert len(sampled) == 5, "what is constrained needs logits"
 
 
 def test_ctx_batch_size_ubatch_size_and_threads_are_those_of_the_context(tuned: Served) -> None:
