@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from llm_local.structured.exclusion import MAX_DEPTH, alternatives, exclusive, known, possible, types_of
-from llm_local.structured.logic import REF, Defs, Node, all_of, any_of
+from llm_local.structured.logic import REF, Defs, Narrowed, Node, all_of, any_of
 from llm_local.structured.negation import negate, negate_keyword
 
 ABOUT = {
@@ -67,7 +67,7 @@ class _Difference:
         exact = negate(other, self._defs, depth, self._names if is_whole else None)
         if exact is not None:
             return exact
-        if depth > MAX_DEPTH:
+        if depth > MAX_DEPTH or isinstance(other, Narrowed):
             return False
         if "$ref" in other:
             target = self._defs[other["$ref"].removeprefix(REF)] if known(other, self._defs) else None

@@ -93,6 +93,29 @@ NINTH = [0] * 8 + [1]
             {"not": {"type": "object", "properties": {"a": True, "b": True}, "minProperties": 2}},
             {"a": 1, "c": 1},
         ),
+        (
+            {
+                "oneOf": [
+                    {"not": {"items": {"type": "string"}}},
+                    {"type": "array", "prefixItems": [{"type": "string"}] * 8, "minItems": 9},
+                ]
+            },
+            [*"abcdefgh", 1],
+        ),
+        (
+            {
+                "oneOf": [
+                    {
+                        "oneOf": [
+                            {"required": ["a"], "properties": {"a": {"type": "string"}}},
+                            {"required": ["b"], "properties": {"b": TUPLE}},
+                        ]
+                    },
+                    {"type": "object", "required": ["a", "b"], "properties": {"a": {"type": "string"}}},
+                ]
+            },
+            {"a": "s", "b": ["x"]},
+        ),
     ],
 )
 def test_what_is_not_admitted_of_a_part_is_not_taken_for_invalid(schema: Any, value: Any) -> None:
