@@ -6,12 +6,11 @@ import itertools
 import math
 from typing import Any
 
-from llm_local.structured.logic import TYPES, Node, any_of
+from llm_local.structured.logic import MAX_PLACES, TYPES, Node, any_of, at_some_place, narrowed
+from llm_local.structured.negation import negate
 from llm_local.structured.rewriter import Handler, Subschema
 
 MAX_LISTED = 100
-MAX_PLACES = 8
-"""Places at which an item that `contains` wants is looked for."""
 
 
 def _items(schema: Subschema, key: str, value: Any) -> None:
@@ -68,8 +67,9 @@ def _contains(schema: Subschema, key: str, value: Any) -> None:
     n_places = schema.source.get("maxItems", MAX_PLACES)
     n_places = min(MAX_PLACES, n_places) if isinstance(n_places, int) else MAX_PLACES
     others = [name for name in TYPES if name != "array"]
-    ways = [{"prefixItems": [*[True] * at, wanted], "minItems": at + 1} for at in range(n_places)]
-    schema.parts.append(any_of([{"type": others}, *({"type": "array", **way} for way in ways)]))
+    unwanted = negate(wanted, schema.rewriter.defs)
+    opposite = None if unwanted is None else {"type": "array", "items": unwanted}
+    schema.parts.append(narrowed(any_of([{"type": others}, *at_some_place(wanted, 0, n_places)]), opposite))
 
 
 def _may_be_array(schema: Subschema) -> bool:

@@ -70,7 +70,7 @@ def automaton(expression: Expression, *, all_readers: bool = False) -> Automaton
     """
     positions = _Positions(all_readers=all_readers)
     whole = positions.part(expression)
-    return _trimmed(*_States(positions, whole).found())
+    return trimmed(*_States(positions, whole).found())
 
 
 def most_at_once(expression: Expression, enough: int) -> int:
@@ -269,7 +269,7 @@ def _letters(sets: list[Ranges]) -> dict[int, list[tuple[int, int]]]:
     return letters
 
 
-def _trimmed(edges: list[Edges], ends: set[int]) -> Automaton:
+def trimmed(edges: list[Edges], ends: set[int]) -> Automaton:
     """Return the automaton without states from which no end can be reached."""
     before: list[list[int]] = [[] for _ in edges]
     for number, ways in enumerate(edges):

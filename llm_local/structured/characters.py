@@ -47,6 +47,11 @@ def complement(of: Ranges) -> Ranges:
     return tuple(out)
 
 
+def common(one: Ranges, other: Ranges) -> Ranges:
+    """Return the characters that are in both sets."""
+    return complement(ranges((*complement(one), *complement(other))))
+
+
 @dataclass(frozen=True, slots=True)
 class Characters:
     """A set between two bounds: what is surely in it, and what may be."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from llm_local.errors import InvalidSchema
+from llm_local.structured.difference import difference
 from llm_local.structured.exclusion import exclusive, told_apart
-from llm_local.structured.logic import Node, all_of, any_of
+from llm_local.structured.logic import Node, all_of, any_of, narrowed
 from llm_local.structured.negation import closed_names, negate
 from llm_local.structured.repetition import contradicted
 from llm_local.structured.rewriter import Handler, Subschema
-from llm_local.structured.tags import Tag, tag_of, types_are_apart
+from llm_local.structured.tags import Tag, names_are_apart, tag_of, types_are_apart
 
 MAX_BRANCHES = 64
 
@@ -47,7 +48,8 @@ def _union(schema: Subschema, key: str, branches: list[Node]) -> Node:
 def _one_of(schema: Subschema, key: str, value: Any) -> None:
     """Branches that exclude each other are alternatives; others are, less what also satisfies another one."""
     defs = schema.rewriter.defs
-    branches = [branch for branch in schema.subs(key, value) if branch is not False]
+    found = zip(schema.subs(key, value), value, strict=True)
+    branches, sources = _unzipped([(branch, source) for branch, source in found if branch is not False])
     tag = tag_of(schema, value)
     if (tag is not None and tag.certain) or types_are_apart(schema, value) or told_apart(branches, defs):
         schema.parts.append(_union(schema, key, branches))
@@ -56,7 +58,7 @@ def _one_of(schema: Subschema, key: str, value: Any) -> None:
         schema.parts.append(_tagged(schema, key, branches, tag))
         return
     try:
-        ways = _exclusive_ways(schema, key, branches)
+        ways = _exclusive_ways(schema, key, branches, sources)
     except InvalidSchema:
         if tag is None:
             raise
@@ -68,11 +70,19 @@ def _one_of(schema: Subschema, key: str, value: Any) -> None:
 def _tagged(schema: Subschema, key: str, branches: list[Node], tag: Tag) -> Node:
     """Branches told apart by a property that may be left out: it is always there, as what reads the answer needs it."""
     has_tag = {"type": "object", "required": [tag.name]}
-    return _union(schema, key, [all_of([branch, has_tag]) for branch in branches])
+    return narrowed(_union(schema, key, [all_of([branch, has_tag]) for branch in branches]))
 
 
-def _exclusive_ways(schema: Subschema, key: str, branches: list[Node]) -> list[Node]:
-    """Return each branch less what also satisfies another one."""
+def _unzipped(pairs: list[tuple[Node, Any]]) -> tuple[list[Node], list[Any]]:
+    return [branch for branch, _ in pairs], [source for _, source in pairs]
+
+
+def _exclusive_ways(schema: Subschema, key: str, branches: list[Node], sources: list[Any]) -> list[Node]:
+    """Return each branch less what also satisfies another one.
+
+    Args:
+        sources: the branches as they were written.
+    """
     defs = schema.rewriter.defs
     if len(branches) > MAX_BRANCHES:
         raise schema.bad(
@@ -83,13 +93,17 @@ def _exclusive_ways(schema: Subschema, key: str, branches: list[Node]) -> list[N
     beside = _beside(schema)
     ways = []
     for at, branch in enumerate(branches):
-        opposites = []
+        opposites, is_narrowed = [], False
         names = closed_names(branch, defs)
         for other_at, other in enumerate(branches):
             schema.rewriter.check_time(schema.where)
             if other_at == at or exclusive(branch, other, defs) or exclusive(all_of([beside, branch]), other, defs):
                 continue
+            if names_are_apart(schema, sources[at], sources[other_at]):
+                continue
             opposite = negate(other, defs, names=names)
+            if opposite is None:
+                opposite, is_narrowed = difference(all_of([beside, branch]), other, defs, names), True
             if opposite is None:
                 raise schema.bad(
                     key,
@@ -97,7 +111,8 @@ def _exclusive_ways(schema: Subschema, key: str, branches: list[Node]) -> list[N
                     "(types, a const, a required property that the other forbids), or use 'anyOf'.",
                 )
             opposites.append(opposite)
-        ways.append(all_of([branch, *opposites]))
+        way = all_of([branch, *opposites])
+        ways.append(narrowed(way) if is_narrowed else way)
     return ways
 
 

@@ -6,6 +6,7 @@ regular expression is left (Brzozowski and McCluskey, 1963). Only small automata
 
 from __future__ import annotations
 
+import sys
 from functools import lru_cache
 
 from llm_local.structured.automaton import NoText, automaton
@@ -15,6 +16,7 @@ from llm_local.structured.pattern import PatternError, widest
 
 MAX_STATES = 60
 MAX_CHARACTERS = 150_000
+MAX_RANGES = 20
 
 ANYTHING = Repeat(One(Characters(EVERYTHING, EVERYTHING)), 0, None)
 ALL_TEXTS = r"^[\s\S]*$"
@@ -22,39 +24,61 @@ ALL_TEXTS = r"^[\s\S]*$"
 
 @lru_cache(1024)
 def others(pattern: str) -> str | None:
-    """Return the pattern (Rust) of the texts in which no reader finds this one (ECMA-262), or None where it is long."""
+    """Return the pattern (Rust) of the texts in which no reader finds this one (ECMA-262), or None where it is long.
+
+    Where sets of characters make it long, it matches less: as if any character beyond ASCII were in them.
+    """
     try:
         expression = parse(widest(pattern))
-        ways = _anchored(expression)
+        ways = anchored(expression)
         if ways is None:
             return None
-        found = automaton(Choice(tuple(ways)), all_readers=True)
+        return _complement(Choice(tuple(ways))) or _complement(_coarse(Choice(tuple(ways))))
     except NoText:
         return ALL_TEXTS
     except PatternError:
         return None
+
+
+def _coarse(expression: Expression) -> Expression:
+    match expression:
+        case One(characters) if len(characters.possible) > MAX_RANGES:
+            ascii_part = tuple((low, min(high, 0x7F)) for low, high in characters.possible if low <= 0x7F)
+            coarse = ranges((*ascii_part, (0x80, 0xD7FF), (0xE000, sys.maxunicode)))
+            return One(Characters(coarse, coarse))
+        case Repeat(part, least, most):
+            return Repeat(_coarse(part), least, most)
+        case Sequence(parts):
+            return Sequence(tuple(map(_coarse, parts)))
+        case Choice(ways):
+            return Choice(tuple(map(_coarse, ways)))
+    return expression
+
+
+def _complement(expression: Expression) -> str | None:
+    found = automaton(expression, all_readers=True)
     # The last state is that of texts that the automaton does not follow any more.
     n = len(found.edges)
     if n > MAX_STATES:
         return None
-    edges = [{target: _set(characters) for target, characters in ways.items()} for ways in found.edges]
+    edges = [{target: set_of(characters) for target, characters in ways.items()} for ways in found.edges]
     for number, leaving in enumerate(found.edges):
         rest = complement(ranges(pair for characters in leaving.values() for pair in characters))
         if rest:
-            edges[number][n] = _set(rest)
+            edges[number][n] = set_of(rest)
     edges.append({n: r"[\s\S]"})
-    text = _expression(edges, set(range(n + 1)) - found.ends)
+    text = expression_of(edges, set(range(n + 1)) - found.ends)
     return None if text is None else f"^(?:{text})$"
 
 
-def _anchored(expression: Expression, *, start: bool = False, end: bool = False) -> list[Expression] | None:
+def anchored(expression: Expression, *, start: bool = False, end: bool = False) -> list[Expression] | None:
     """Return ways to write texts in which an expression is found; None where an anchor is in the middle of it."""
     match expression:
         case Choice(ways):
-            found = [_anchored(way, start=start, end=end) for way in ways]
+            found = [anchored(way, start=start, end=end) for way in ways]
             return None if any(one is None for one in found) else [way for one in found for way in one or []]
         case Anchor(char):
-            return _anchored(Sequence(()), start=start or char == "^", end=end or char == "$")
+            return anchored(Sequence(()), start=start or char == "^", end=end or char == "$")
         case Sequence(parts):
             first = next((at for at, part in enumerate(parts) if part != _anchor("^", part)), len(parts))
             last = next(
@@ -62,7 +86,7 @@ def _anchored(expression: Expression, *, start: bool = False, end: bool = False)
             )
             start, end, inner = start or first > 0, end or last < len(parts), parts[first:last]
             if len(inner) == 1:
-                return _anchored(inner[0], start=start, end=end)
+                return anchored(inner[0], start=start, end=end)
             expression = Sequence(inner)
     if anchors(expression):
         return None
@@ -73,7 +97,8 @@ def _anchor(char: str, part: Expression) -> Expression | None:
     return part if isinstance(part, Anchor) and part.char == char else None
 
 
-def _set(characters: Ranges) -> str:
+def set_of(characters: Ranges) -> str:
+    """Return a class of characters (Rust)."""
     if characters == EVERYTHING:
         return r"[\s\S]"
     pairs = (_code(low) + (f"-{_code(high)}" if high > low else "") for low, high in characters)
@@ -84,8 +109,15 @@ def _code(code: int) -> str:
     return f"\\u{{{code:x}}}"
 
 
-def _expression(edges: list[dict[int, str]], ends: set[int]) -> str | None:
-    """Eliminate states. A way is an expression that stands by itself beside others (`_union`) or in a row."""
+def expression_of(edges: list[dict[int, str]], ends: set[int]) -> str | None:
+    """Return the regular expression of an automaton, or None where it is long.
+
+    States are eliminated. A way is an expression that stands by itself beside others (`_union`) or in a row.
+
+    Args:
+        edges: of each state, beginning with 0: the expressions that lead to others.
+        ends: states where a text may end.
+    """
     begin, finish = len(edges), len(edges) + 1
     ways = {(at, to): way for at, leaving in enumerate(edges) for to, way in leaving.items()}
     ways[begin, 0] = ""

@@ -23,6 +23,9 @@ MAX_INTEGER = 2**63 - 1024
 
 NARROWED_BY = 1e-9
 
+MAX_BOUND = 10**18
+"""Of numbers, in both directions; llguidance 1.9 cannot write a bound beyond 64 bits."""
+
 
 def document(schema: Schema) -> dict[str, Any]:
     """Return a canonical schema as llguidance reads it."""
@@ -56,6 +59,7 @@ def _emit(node: Node, merges: bool) -> Node:
         out["maximum"] = min(out.get("maximum", MAX_INTEGER), MAX_INTEGER)
     elif merges or _bounds_are_near(node):
         _narrow_bounds(out)
+    _move_in_far_bounds(out)
     stricter = STRICTER_FORMATS.get(node.get("format", ""))
     return {"allOf": [out, {"pattern": stricter}]} if stricter else out
 
@@ -63,6 +67,15 @@ def _emit(node: Node, merges: bool) -> Node:
 def _kinds(node: dict[str, Any]) -> list[str]:
     kinds = node.get("type", [])
     return kinds if isinstance(kinds, list) else [kinds]
+
+
+def _move_in_far_bounds(node: dict[str, Any]) -> None:
+    """Move bounds that llguidance cannot write to the nearest ones that it can; few numbers are left out."""
+    for keyword, exclusive, furthest in (("minimum", "exclusiveMinimum", -1), ("maximum", "exclusiveMaximum", 1)):
+        for key in (keyword, exclusive):
+            if key in node and node[key] * furthest > MAX_BOUND:
+                del node[key]
+                node[keyword] = MAX_BOUND * furthest
 
 
 def _bounds_are_near(node: dict[str, Any]) -> bool:

@@ -6,29 +6,28 @@ eight are 20 ms, twelve are 3 s, sixteen are minutes that nothing interrupts.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from llm_local.structured.exclusion import alternatives
-from llm_local.structured.logic import Defs, Node, all_of
+from llm_local.structured.logic import Defs, Node, all_of, parts_of
 
 MAX_PATTERNS = 8
 MAX_DEPTH = 4
 MAX_STEPS = 20_000
 
 
-def too_many_patterns(node: Node, defs: Defs) -> bool:
-    """Tell whether over `MAX_PATTERNS` patterns are joined anywhere in a canonical schema."""
-    return _inside(node, defs, [MAX_STEPS])
+def too_many_patterns(nodes: Iterable[Node], defs: Defs) -> bool:
+    """Tell whether over `MAX_PATTERNS` patterns are joined anywhere in canonical schemas."""
+    return _inside(nodes, defs, [MAX_STEPS])
 
 
-def _inside(node: Node, defs: Defs, steps: list[int]) -> bool:
-    if isinstance(node, list):
-        return any(_inside(item, defs, steps) for item in node)
-    if not isinstance(node, dict):
-        return False
-    if "allOf" in node and _joined(node, defs, 0, steps):
-        return True
-    return any(_inside(value, defs, steps) for key, value in node.items() if key not in ("enum", "required", "type"))
+def _inside(nodes: Iterable[Node], defs: Defs, steps: list[int]) -> bool:
+    return any(
+        isinstance(node, dict)
+        and (("allOf" in node and _joined(node, defs, 0, steps)) or _inside(parts_of(node), defs, steps))
+        for node in nodes
+    )
 
 
 def _joined(node: Node, defs: Defs, depth: int, steps: list[int]) -> bool:

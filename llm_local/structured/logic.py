@@ -7,14 +7,41 @@ A canonical schema is a boolean or an object with only the keywords that `schema
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 Node = Any
 Defs = Mapping[str, Node]
 
+MAX_PLACES = 8
+"""Places of an array at which an item is looked for."""
+
 TYPES = ("null", "boolean", "number", "string", "array", "object")
 REF = "#/$defs/"
+
+
+class Narrowed(dict[str, Any]):
+    """A union that admits fewer values than the schema it stands for: what it does not admit may be valid there.
+
+    So its opposite is no opposite of that schema, and what excludes it need not exclude that schema.
+
+    Attributes:
+        opposite: of the schema that it stands for; None where that is not known.
+    """
+
+    opposite: Node | None = None
+
+
+def narrowed(node: Node, opposite: Node | None = None) -> Node:
+    """Return a node as one that admits less than what it stands for."""
+    made = Narrowed(anyOf=node["anyOf"] if isinstance(node, dict) and list(node) == ["anyOf"] else [node])
+    made.opposite = opposite
+    return made
+
+
+def is_narrowed(node: Node) -> bool:
+    """Tell whether a part of a schema admits less than what it stands for."""
+    return isinstance(node, Narrowed) or any(map(is_narrowed, parts_of(node)))
 
 
 def value_key(value: Any) -> str:
@@ -50,7 +77,7 @@ def any_of(options: list[Node]) -> Node:
         if option is True:
             return True
         if option is not False:
-            kept.setdefault(json.dumps(option), option)
+            kept.setdefault(f"{isinstance(option, Narrowed)} {json.dumps(option)}", option)
     if not kept:
         return False
     return next(iter(kept.values())) if len(kept) == 1 else {"anyOf": list(kept.values())}
@@ -70,8 +97,25 @@ def all_of(parts: list[Node]) -> Node:
     return kept[0] if len(kept) == 1 else {"allOf": kept}
 
 
-def has_all_of(node: Node) -> bool:
-    """Tell whether schemas are joined anywhere in this one."""
-    if isinstance(node, list):
-        return any(map(has_all_of, node))
-    return isinstance(node, dict) and ("allOf" in node or any(map(has_all_of, node.values())))
+def at_some_place(wanted: Node, first: int = 0, n_places: int = MAX_PLACES) -> list[Node]:
+    """Return arrays with what is wanted at one of some places: a grammar cannot count on without end."""
+    places = range(first, first + n_places)
+    return [{"type": "array", "prefixItems": [*[True] * at, wanted], "minItems": at + 1} for at in places]
+
+
+def parts_of(node: Node) -> Iterator[Node]:
+    """Yield the schemas directly inside a canonical one. (A property may be called `allOf`, an enum hold anything.)"""
+    if not isinstance(node, dict):
+        return
+    for key in ("properties", "patternProperties"):
+        yield from node.get(key, {}).values()
+    for key in ("anyOf", "allOf", "prefixItems"):
+        yield from node.get(key, [])
+    for key in ("items", "additionalProperties"):
+        if key in node:
+            yield node[key]
+
+
+def has_all_of(nodes: Iterable[Node]) -> bool:
+    """Tell whether schemas are joined anywhere in these."""
+    return any(isinstance(node, dict) and ("allOf" in node or has_all_of(parts_of(node))) for node in nodes)

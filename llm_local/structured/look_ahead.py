@@ -35,6 +35,28 @@ class Pattern(str):
         return made
 
 
+class OtherTexts(str):
+    """A pattern (Rust) of texts in which another one is not found; of fewer ones where readers differ.
+
+    Attributes:
+        pattern: the other one.
+    """
+
+    __slots__ = ("pattern",)
+
+    pattern: Pattern
+
+    @classmethod
+    def than(cls, pattern: Pattern) -> OtherTexts | None:
+        """Return the opposite of a pattern, or None where it is long."""
+        opposite = others(pattern.source)
+        if opposite is None:
+            return None
+        made = cls(opposite)
+        made.pattern = pattern
+        return made
+
+
 def patterns(source: str, where: str) -> list[str]:
     """Return patterns (Rust) that match the same together; the last of them is what the look-aheads leave.
 
@@ -54,7 +76,7 @@ def patterns(source: str, where: str) -> list[str]:
         if rest[2] == "=":
             found.append(ahead)
         else:
-            opposite = others(inner)
+            opposite = OtherTexts.than(ahead)
             if opposite is None:
                 return [Pattern.of(source, where)]
             found.append(opposite)

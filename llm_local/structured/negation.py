@@ -5,15 +5,26 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from llm_local.structured.complement import others
-from llm_local.structured.exclusion import MAX_DEPTH, alternatives, known, types_of
-from llm_local.structured.logic import REF, TYPES, Defs, Node, all_of, any_of, type_of
-from llm_local.structured.look_ahead import Pattern
+from llm_local.structured.exclusion import MAX_DEPTH, known, possible, types_of
+from llm_local.structured.logic import (
+    REF,
+    TYPES,
+    Defs,
+    Narrowed,
+    Node,
+    all_of,
+    any_of,
+    at_some_place,
+    narrowed,
+    type_of,
+)
+from llm_local.structured.look_ahead import OtherTexts, Pattern
+from llm_local.structured.other_strings import OtherStrings, other_strings
 
 
 def closed_names(node: Node, defs: Defs) -> frozenset[str] | None:
     """Return the only names that properties may have, or None where there may be others."""
-    ways = alternatives(node, defs)
+    ways = possible(node, defs)
     if ways is None:
         return None
     names: frozenset[str] = frozenset()
@@ -38,6 +49,8 @@ def negate(node: Node, defs: Defs, depth: int = 0, names: frozenset[str] | None 
     """
     if isinstance(node, bool):
         return not node
+    if isinstance(node, Narrowed):
+        return node.opposite
     if depth > MAX_DEPTH:
         return None
     if "$ref" in node:
@@ -51,21 +64,17 @@ def negate(node: Node, defs: Defs, depth: int = 0, names: frozenset[str] | None 
         return all_of(parts) if is_any else any_of(parts)
     opposites = []
     for key, value in node.items():
-        if key == "additionalProperties" and value is False and names is not None and not _patterns(node):
-            others = sorted(names - set(node.get("properties", {})))
-            opposite: Node | None = any_of([{"type": "object", "required": [name]} for name in others])
-        else:
-            opposite = _negate_keyword(key, value, node, defs, depth, names)
+        opposite = negate_keyword(key, value, node, defs, depth, names)
         if opposite is None:
             return None
         opposites.append(opposite)
     return any_of(opposites)
 
 
-def _negate_keyword(
+def negate_keyword(
     key: str, value: Any, node: dict[str, Any], defs: Defs, depth: int, names: frozenset[str] | None = None
 ) -> Node | None:
-    """Return what fails this keyword."""
+    """Return what fails this keyword, or None when it cannot be written."""
     match key:
         case "type":
             return _other_types(value)
@@ -74,8 +83,12 @@ def _negate_keyword(
         case "minLength" | "minItems" | "minProperties":
             kind = {"minLength": "string", "minItems": "array", "minProperties": "object"}[key]
             return {"type": kind, key.replace("min", "max"): value - 1} if value > 0 else False
+        case "pattern" if isinstance(value, OtherStrings):
+            return {"type": "string", "enum": value.strings}
+        case "pattern" if isinstance(value, OtherTexts):
+            return {"type": "string", "pattern": value.pattern}
         case "pattern":
-            opposite = others(value.source) if isinstance(value, Pattern) else None
+            opposite = OtherTexts.than(value) if isinstance(value, Pattern) else None
             return None if opposite is None else {"type": "string", "pattern": opposite}
         case "maxLength" | "maxItems":
             return {"type": "string" if key == "maxLength" else "array", key.replace("max", "min"): value + 1}
@@ -92,10 +105,23 @@ def _negate_keyword(
         case "properties":
             possible = {name: item for name, item in value.items() if names is None or name in names}
             return _other_properties(possible, defs, depth)
+        case "items":
+            others_of = negate(value, defs, depth + 1)
+            return None if others_of is None else _some_item(others_of, value, node)
         case "additionalProperties" if value is True:
             return False
+        case "additionalProperties" if value is False and names is not None and not _patterns(node):
+            other_names = sorted(names - set(node.get("properties", {})))
+            return any_of([{"type": "object", "required": [name]} for name in other_names])
     # (A format is enforced, but to others it is an annotation that nothing fails: its opposite is not certain.)
     return None
+
+
+def _some_item(other: Node, item: Node, node: dict[str, Any]) -> Node:
+    """Return the arrays in which some item is another one, behind those that `prefixItems` speaks of."""
+    n_first = len(node.get("prefixItems", []))
+    opposite: Node = {"items": item} if n_first == 0 else None
+    return narrowed(any_of(at_some_place(other, n_first)), opposite)
 
 
 def _other_types(named: Any) -> Node | None:
@@ -132,26 +158,6 @@ def _other_values(values: list[Any]) -> Node | None:
             return None
         options.append({"type": "string", "pattern": other_strings(strings)})
     return any_of(options)
-
-
-def other_strings(strings: list[str]) -> str:
-    """Return a pattern (Rust) that matches all strings but these."""
-    trie: dict[str, Any] = {}
-    for text in strings:
-        at = trie
-        for char in text:
-            at = at.setdefault(char, {})
-        at[""] = {}
-    return f"^(?:{_not_in(trie)})$"
-
-
-def _not_in(trie: dict[str, Any]) -> str:
-    branches = [char for char in trie if char]
-    options = [] if "" in trie else [""]
-    listed = "".join(f"\\u{{{ord(char):x}}}" for char in branches)
-    options.append((f"[^{listed}]" if listed else r"[\s\S]") + r"[\s\S]*")
-    options += [f"\\u{{{ord(char):x}}}(?:{_not_in(trie[char])})" for char in branches]
-    return "|".join(options)
 
 
 def _other_properties(properties: dict[str, Node], defs: Defs, depth: int) -> Node | None:

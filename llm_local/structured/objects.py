@@ -5,15 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from llm_local.structured.ambiguity import check_ambiguity
-from llm_local.structured.exclusion import types_of
+from llm_local.structured.automaton import NoText
+from llm_local.structured.exclusion import alternatives, types_of
 from llm_local.structured.formats import NAME_PATTERNS
-from llm_local.structured.logic import Node, any_of
-from llm_local.structured.pattern import PatternError, to_rust
+from llm_local.structured.joined_names import all_at_once, either, literal
+from llm_local.structured.logic import Defs, Node, any_of, is_narrowed, narrowed
+from llm_local.structured.look_ahead import patterns
+from llm_local.structured.pattern import PatternError, to_rust, widest
 from llm_local.structured.property_counts import any_property, at_least, at_most
 from llm_local.structured.rewriter import MAX_DEPTH, Handler, Subschema
 from llm_local.structured.scalars import count
 
 MAX_PROPERTIES = 4000
+
+ANYTHING, NOTHING = r"^[\s\S]*$", r"^[^\s\S]$"
 
 
 def _properties(schema: Subschema, key: str, value: Any) -> None:
@@ -25,12 +30,31 @@ def _properties(schema: Subschema, key: str, value: Any) -> None:
 def _pattern_properties(schema: Subschema, key: str, value: Any) -> None:
     nodes = schema.mapping(key, value).items()
     place = f"{schema.where}/{key}"
-    schema.plain[key] = {to_rust(name, place): schema.sub(node, key, name) for name, node in nodes}
+    is_open = schema.source.get("additionalProperties", True) in (True, {})
+    schema.plain[key] = {
+        _name_pattern(name, place, is_open=is_open): schema.sub(node, key, name) for name, node in nodes
+    }
     try:
         for name in schema.plain[key]:
             check_ambiguity(name)
     except PatternError as error:
         raise schema.bad(key, f"{error}.") from None
+
+
+def _name_pattern(source: str, place: str, *, is_open: bool) -> str:
+    """Return one pattern (Rust) of names, where there may be look-aheads.
+
+    Where readers differ on what matches, other names are either forbidden, or it is about all that any reader matches.
+    """
+    parts = patterns(source, place)
+    if is_open and len(parts) == 1:
+        # (Not for the last newline that `$` lets be in Python: open and closed objects shall have the same patterns.)
+        return widest(source).replace(r"\n?$", "$")
+    try:
+        found = all_at_once(tuple(parts))
+    except NoText:
+        return NOTHING
+    return to_rust(source, place) if found is None else found
 
 
 def _additional_properties(schema: Subschema, key: str, value: Any) -> None:
@@ -44,7 +68,7 @@ def _required(schema: Subschema, key: str, value: Any) -> None:
 
 
 def _min_properties(schema: Subschema, key: str, value: Any) -> None:
-    """Keys that are not declared might be repeated, and then count once: more than one cannot be promised."""
+    """Keys that are not declared might be repeated, and then count once: as many must be there of the declared ones."""
     count(schema, key, value)
     least = schema.plain.pop(key)
     required, optional = _declared(schema)
@@ -57,14 +81,11 @@ def _min_properties(schema: Subschema, key: str, value: Any) -> None:
         else:
             schema.parts.append(ways)
         return
-    if schema.source.get("additionalProperties") is not False:
-        raise schema.bad(
-            key, f"at least {least} properties cannot be enforced unless they are declared; use 'required'."
-        )
-    ways = None if schema.source.get("patternProperties") else at_least(least - len(required), optional)
-    if ways is None:
-        raise schema.bad(key, f"at least {least} properties cannot be enforced here; use 'required'.")
-    schema.parts.append(ways)
+    ways = at_least(least - len(required), optional)
+    if ways is None or len(required) + len(optional) < least:
+        raise schema.bad(key, f"at least {least} properties cannot be enforced unless so many are declared.")
+    is_closed = schema.source.get("additionalProperties") is False and not schema.source.get("patternProperties")
+    schema.parts.append(ways if is_closed else narrowed(ways))
 
 
 def _max_properties(schema: Subschema, key: str, value: Any) -> None:
@@ -86,7 +107,8 @@ def _declared(schema: Subschema) -> tuple[list[str], list[str]]:
 
 def _property_names(schema: Subschema, key: str, value: Any) -> None:
     """Names that a pattern or a list allows: all others are forbidden."""
-    names = _of_names(schema.rewriter.target(schema.sub(value, key)))
+    whole = schema.sub(value, key)
+    names = _of_names(schema.rewriter.target(whole))
     if names is True or names == {"type": "string"}:
         return
     kinds = names.get("type", "string") if isinstance(names, dict) else "string" if names else []
@@ -97,18 +119,48 @@ def _property_names(schema: Subschema, key: str, value: Any) -> None:
     if isinstance(names, dict) and set(names) <= {"type", "enum"} and "enum" in names:
         allowed = {name: True for name in names["enum"] if isinstance(name, str)}
         schema.parts.append({"properties": allowed, "additionalProperties": False})
-    elif isinstance(names, dict) and set(names) <= {"type", "format"} and names.get("format") in NAME_PATTERNS:
-        schema.parts.append(
-            {"patternProperties": {NAME_PATTERNS[names["format"]]: True}, "additionalProperties": False}
-        )
-    elif isinstance(names, dict) and set(names) <= {"type", "pattern"} and "pattern" in names:
-        schema.parts.append({"patternProperties": {names["pattern"]: True}, "additionalProperties": False})
-    elif isinstance(names, dict) and set(names) <= {"type", "minLength", "maxLength"}:
-        most = names.get("maxLength", "")
-        lengths = f"^[\\s\\S]{{{names.get('minLength', 0)},{most}}}$"
-        schema.parts.append({"patternProperties": {lengths: True}, "additionalProperties": False})
     else:
-        raise schema.bad(key, "only a pattern, lengths, a common format or an enum of names can be enforced.")
+        found = _pattern_of_names(whole, schema.rewriter.defs)
+        if found is None:
+            raise schema.bad(key, "only short patterns, lengths, common formats and enums of names can be enforced.")
+        part = {"properties": {}, "patternProperties": dict.fromkeys(found, True), "additionalProperties": False}
+        schema.parts.append(narrowed(part) if is_narrowed(schema.rewriter.target(whole)) else part)
+
+
+def _pattern_of_names(node: Node, defs: Defs) -> list[str] | None:
+    """Return patterns for the names that a schema allows, at most one; None where there is no short one."""
+    patterns = []
+    for way in alternatives(node, defs) or [[{"unknown": True}]]:
+        parts = [_patterns_of_part(part) for part in way]
+        if any(part is None for part in parts):
+            return None
+        try:
+            pattern = all_at_once(tuple(dict.fromkeys(one for part in parts for one in part or []))) if parts else ""
+        except NoText:
+            continue
+        if pattern is None:
+            return None
+        patterns.append(pattern)
+    return [either(patterns)] if patterns else []
+
+
+def _patterns_of_part(part: dict[str, Any]) -> list[str] | None:
+    """Return patterns that must all be found in a string that a plain schema allows; None where that is not all."""
+    found = []
+    kinds = part.get("type", "string")
+    if "string" not in (kinds if isinstance(kinds, list) else [kinds]):
+        return [NOTHING]
+    if "enum" in part:
+        texts = [text for text in part["enum"] if isinstance(text, str)]
+        found.append(either([literal(text) for text in texts]) if texts else NOTHING)
+    if "pattern" in part:
+        found.append(str(part["pattern"]))
+    if part.get("format") in NAME_PATTERNS:
+        found.append(NAME_PATTERNS[part["format"]])
+    if "minLength" in part or "maxLength" in part:
+        found.append(f"^[\\s\\S]{{{part.get('minLength', 0)},{part.get('maxLength', '')}}}$")
+    known = part.keys() <= {"type", "enum", "pattern", "format", "minLength", "maxLength"}
+    return (found or [ANYTHING]) if known and ("format" not in part or part["format"] in NAME_PATTERNS) else None
 
 
 def _of_names(node: Node) -> Node:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 from typing import Any
 
-from llm_local.structured.logic import REF, Defs, Node
+from llm_local.structured.logic import REF, Defs, Node, parts_of
 from llm_local.structured.schema import Schema
 
 Plain = tuple[dict[str, Any], Defs]
@@ -76,17 +76,9 @@ def _plain(nodes: list[tuple[Node, Defs]]) -> tuple[Plain, ...]:
     return tuple(out.values())
 
 
-def has_unique_items(node: Node) -> bool:
-    """Tell whether arrays of distinct items are asked for anywhere in a canonical schema."""
-    if isinstance(node, list):
-        return any(map(has_unique_items, node))
-    if not isinstance(node, dict):
-        return False
-    if node.get("uniqueItems") is True:
-        return True
-    for key, value in node.items():
-        # What properties are called means nothing, and values of an enum are no schemas.
-        inner = list(value.values()) if key in ("properties", "patternProperties") else value
-        if key != "enum" and has_unique_items(inner):
-            return True
-    return False
+def has_unique_items(nodes: Iterable[Node]) -> bool:
+    """Tell whether arrays of distinct items are asked for anywhere in canonical schemas."""
+    return any(
+        isinstance(node, dict) and (node.get("uniqueItems") is True or has_unique_items(parts_of(node)))
+        for node in nodes
+    )

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 
 from llm_local.structured.exclusion import exclusive
-from llm_local.structured.logic import Defs, Node, all_of, any_of
+from llm_local.structured.logic import Defs, Narrowed, Node, all_of, any_of
 
 FEW = 32
 """So many combinations are left to the engine."""
@@ -45,7 +45,7 @@ def multiplied(node: Node, defs: Defs, check_time: Callable[[], None]) -> Node:
 
 
 def _is_union(node: Node) -> bool:
-    return isinstance(node, dict) and list(node) == ["anyOf"]
+    return isinstance(node, dict) and list(node) == ["anyOf"] and not isinstance(node, Narrowed)
 
 
 def _options(node: Node) -> list[Node]:

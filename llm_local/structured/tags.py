@@ -10,8 +10,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from llm_local.errors import InvalidSchema
 from llm_local.structured.logic import value_key
+from llm_local.structured.look_ahead import Pattern
 from llm_local.structured.rewriter import Subschema
+from llm_local.structured.texts import is_never_found
 
 MAX_PARTS = 50
 """Schemas joined in one branch (`$ref`, `allOf`) that are looked at."""
@@ -48,6 +51,36 @@ def tag_of(schema: Subschema, branches: list[Any]) -> Tag | None:
 def types_are_apart(schema: Subschema, branches: list[Any]) -> bool:
     """Tell whether each branch has types of its own."""
     return _are_apart(_types(list(_parts(schema, branch))) for branch in branches)
+
+
+def names_are_apart(schema: Subschema, one: Any, other: Any) -> bool:
+    """Tell whether one branch needs a property that the other one forbids, and one of them is about objects alone."""
+    parts, others = list(_parts(schema, one)), list(_parts(schema, other))
+    if not any(part.get("type") == "object" for part in (*parts, *others)):
+        return False
+    return _forbids_a_needed(parts, others) or _forbids_a_needed(others, parts)
+
+
+def _forbids_a_needed(parts: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
+    needed = {
+        name
+        for part in others
+        if isinstance(part.get("required"), list)
+        for name in part["required"]
+        if isinstance(name, str)
+    }
+    return any(part.get("additionalProperties") is False and _forbids_one(part, needed) for part in parts)
+
+
+def _forbids_one(part: dict[str, Any], names: set[str]) -> bool:
+    declared, patterns = part.get("properties", {}), part.get("patternProperties", {})
+    if not isinstance(declared, dict) or not isinstance(patterns, dict):
+        return False
+    try:
+        found = [Pattern.of(pattern, "") for pattern in patterns]
+    except InvalidSchema:
+        return False
+    return any(name not in declared and all(is_never_found(one, name) for one in found) for name in names)
 
 
 def _types(parts: list[dict[str, Any]]) -> set[str] | None:

@@ -7,6 +7,8 @@ from functools import lru_cache
 from typing import Any
 
 from llm_local.structured.logic import type_of, value_key
+from llm_local.structured.other_strings import OtherStrings
+from llm_local.structured.texts import is_never_found
 
 _ESCAPE = re.compile(r"\\(?:u\{([0-9a-f]{1,6})\}|x([0-9a-f]{2})|(.))", re.DOTALL)
 _LETTERS = "sStnrfv"
@@ -28,12 +30,19 @@ def surely_invalid(value: Any, node: dict[str, Any]) -> bool:
     if kind == "string":
         # (Lengths count characters.)
         wrong = len(value) < node.get("minLength", 0) or len(value) > node.get("maxLength", len(value))
-        return wrong or ("pattern" in node and matches(node["pattern"], value) is False)
+        return wrong or ("pattern" in node and _is_refused(value, node["pattern"]))
     if kind == "number":
         low, high = node.get("minimum", value), node.get("maximum", value)
         above, below = node.get("exclusiveMinimum"), node.get("exclusiveMaximum")
         return value < low or value > high or (above is not None and value <= above) or _at_least(value, below)
     return False
+
+
+def _is_refused(text: str, pattern: str) -> bool:
+    if isinstance(pattern, OtherStrings):
+        return text in pattern.strings
+    found = matches(pattern, text)
+    return is_never_found(pattern, text) if found is None else not found
 
 
 def _at_least(value: float, bound: float | None) -> bool:

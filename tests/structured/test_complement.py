@@ -71,7 +71,7 @@ def test_no_text_in_which_python_finds_the_pattern_is_admitted(
         (r"(?=a)b", "look-around"),
         (r"^a(?!b)", "look-around"),
         (r"^(?=a(?!b))c", "look-around"),
-        (r"^(?!\d{4}-\d{2}$).*$", "look-around"),
+        (r"^(?!HKLM|HKCC|HKCR|HKCU|HKU|hklm|hkcc|hkcr|hkcu|.*hku).*$", "look-around"),
         (r"^(?=(a)\1)b", "back-references"),
         (r"^(?=a", "look-around"),
     ],

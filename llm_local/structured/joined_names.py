@@ -1,0 +1,76 @@
+"""One pattern for the names of properties that several patterns are about. Any thread."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from llm_local.structured.automaton import Automaton, Edges, NoText, automaton, trimmed
+from llm_local.structured.characters import common
+from llm_local.structured.complement import anchored, expression_of, set_of
+from llm_local.structured.expression import Choice, parse
+from llm_local.structured.pattern import PatternError
+
+MAX_STATES = 300
+
+
+def either(patterns: list[str]) -> str:
+    """Return a pattern (Rust) that is found where any of these is."""
+    return patterns[0] if len(patterns) == 1 else "|".join(f"(?:{pattern})" for pattern in patterns)
+
+
+def literal(text: str) -> str:
+    """Return the pattern of one text."""
+    codes = "".join(f"\\u{{{ord(char):x}}}" for char in text)
+    return f"^{codes}$"
+
+
+@lru_cache(256)
+def all_at_once(patterns: tuple[str, ...]) -> str | None:
+    """Return a pattern of the texts in which all of these (Rust) are found; None where it is long.
+
+    Raises:
+        NoText: there are no such texts.
+    """
+    if len(patterns) == 1:
+        return patterns[0]
+    try:
+        whole = _automaton(patterns[0])
+        for pattern in patterns[1:]:
+            whole = _product(whole, _automaton(pattern))
+    except NoText:
+        raise
+    except PatternError:
+        return None
+    edges = [{target: set_of(characters) for target, characters in ways.items()} for ways in whole.edges]
+    text = expression_of(edges, set(whole.ends))
+    return None if text is None else f"^(?:{text})$"
+
+
+def _automaton(pattern: str) -> Automaton:
+    ways = anchored(parse(pattern))
+    if ways is None:
+        raise PatternError("an anchor is in the middle of it")
+    return automaton(Choice(tuple(ways)))
+
+
+def _product(one: Automaton, other: Automaton) -> Automaton:
+    numbers = {(0, 0): 0}
+    pairs = [(0, 0)]
+    edges: list[Edges] = []
+    for at, beside in pairs:
+        leaving: Edges = {}
+        for target, characters in one.edges[at].items():
+            for other_target, others in other.edges[beside].items():
+                both = common(characters, others)
+                if not both:
+                    continue
+                pair = target, other_target
+                if pair not in numbers:
+                    numbers[pair] = len(pairs)
+                    pairs.append(pair)
+                leaving[numbers[pair]] = both
+        if len(pairs) > MAX_STATES:
+            raise PatternError("it is too long")
+        edges.append(leaving)
+    ends = {number for (at, beside), number in numbers.items() if at in one.ends and beside in other.ends}
+    return trimmed(edges, ends)

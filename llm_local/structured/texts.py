@@ -1,0 +1,130 @@
+"""Which patterns and formats no text satisfies together. Any thread."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from llm_local.structured.automaton import Automaton, Edges, NoText, automaton
+from llm_local.structured.characters import common, complement
+from llm_local.structured.complement import anchored
+from llm_local.structured.expression import Choice, parse
+from llm_local.structured.look_ahead import OtherTexts, Pattern
+from llm_local.structured.pattern import PatternError, to_rust, widest
+
+MAX_PAIRS = 4000
+"""Pairs of states that a text may lead to."""
+
+_WITH_COLON = ("uri", "ipv6", "time", "date-time")
+_WITHOUT_COLON = ("date", "duration", "hostname", "ipv4", "uuid")
+_APART = {
+    *(frozenset((one, other)) for one in _WITH_COLON for other in _WITHOUT_COLON),
+    *(frozenset(("email", other)) for other in ("date", "time", "date-time", "hostname", "ipv4", "ipv6", "uuid")),
+    *(frozenset(pair) for pair in (("date", "ipv4"), ("date", "uuid"), ("date", "duration"), ("ipv4", "uuid"))),
+    *(frozenset(pair) for pair in (("ipv4", "duration"), ("uuid", "duration"), ("time", "date-time"))),
+    # A scheme begins with a letter.
+    *(frozenset(("uri", other)) for other in ("time", "date-time")),
+}
+
+
+def formats_are_apart(one: str, other: str) -> bool:
+    """Tell whether no text has both formats, as they are enforced here."""
+    return frozenset((one, other)) in _APART
+
+
+def patterns_are_apart(one: str, other: str) -> bool:
+    """Tell whether it is certain that both patterns are found in no text, whoever reads them."""
+    if isinstance(one, OtherTexts):
+        one, other = other, one
+    if not isinstance(one, Pattern):
+        return False
+    try:
+        if isinstance(other, OtherTexts):
+            return _is_within(one.source, other.pattern.source)
+        return isinstance(other, Pattern) and _are_apart(one.source, other.source)
+    except NoText:
+        return True
+    except PatternError:
+        return False
+
+
+def is_never_found(pattern: str, text: str) -> bool:
+    """Tell whether it is certain that no reader finds a pattern in a text."""
+    if not isinstance(pattern, Pattern):
+        return False
+    try:
+        found = _automaton(pattern.source)
+    except PatternError:
+        return False
+    at: int | None = 0
+    for char in text:
+        at = None if at is None else _next(found.edges[at], ord(char))
+    return at is None or at not in found.ends
+
+
+@lru_cache(1024)
+def _is_within(one: str, other: str) -> bool:
+    """Tell whether each reader who finds one pattern in a text finds the other one, too."""
+    if _is_read_alike(one) and _is_read_alike(other):
+        readings = [True, False]
+        return all(_includes(_automaton(other, all_readers=who), _automaton(one, all_readers=who)) for who in readings)
+    return _includes(_automaton(other, all_readers=False), _automaton(one))
+
+
+def _is_read_alike(source: str) -> bool:
+    """Whether all that readers differ about is if `$` lets a last newline be."""
+    return widest(source).replace(r"\n?$", "$") == to_rust(source)
+
+
+def _includes(right: Automaton, left: Automaton) -> bool:
+    """Tell whether the first automaton accepts all that the second one does."""
+    seen, waiting = {(0, 0)}, [(0, 0)]
+    while waiting:
+        at, beside = waiting.pop()
+        if at in left.ends and beside not in right.ends:
+            return False
+        for target, characters in left.edges[at].items():
+            rest = characters
+            for other_target, others in right.edges[beside].items():
+                pair = target, other_target
+                if pair not in seen and common(characters, others):
+                    seen.add(pair)
+                    waiting.append(pair)
+                rest = common(rest, complement(others))
+            if rest:
+                return False
+        if len(seen) > MAX_PAIRS:
+            return False
+    return True
+
+
+def _next(edges: Edges, code: int) -> int | None:
+    return next(
+        (target for target, characters in edges.items() if any(low <= code <= high for low, high in characters)), None
+    )
+
+
+@lru_cache(1024)
+def _are_apart(one: str, other: str) -> bool:
+    left, right = _automaton(one), _automaton(other)
+    seen, waiting = {(0, 0)}, [(0, 0)]
+    while waiting:
+        at, beside = waiting.pop()
+        if at in left.ends and beside in right.ends:
+            return False
+        for target, characters in left.edges[at].items():
+            for other_target, others in right.edges[beside].items():
+                pair = target, other_target
+                if pair not in seen and common(characters, others):
+                    seen.add(pair)
+                    waiting.append(pair)
+        if len(seen) > MAX_PAIRS:
+            return False
+    return True
+
+
+@lru_cache(256)
+def _automaton(source: str, *, all_readers: bool = True) -> Automaton:
+    ways = anchored(parse(widest(source) if all_readers else to_rust(source)))
+    if ways is None:
+        raise PatternError("an anchor is in the middle of it")
+    return automaton(Choice(tuple(ways)), all_readers=all_readers)

@@ -1,0 +1,70 @@
+"""Names of properties: patterns and lengths that all hold, and names that look like keywords."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llm_local.errors import InvalidSchema
+from llm_local.structured.schema import canonical
+from tests.structured.test_json_schema import GUIDANCE, admits, check_admits, compact
+
+CASES: list[tuple[Any, list[Any], list[Any]]] = [
+    # schema, what it admits, what it does not
+    (
+        {"propertyNames": {"minLength": 1, "maxLength": 10, "pattern": "^[a-z]+$"}, "type": "object"},
+        [{"abc": "x"}, {"a": 1}, {}],
+        [{"": "x"}, {"abcdefghijk": "x"}, {"A": "x"}],
+    ),
+    (
+        {"propertyNames": {"pattern": "^[a-z][a-z_]*$", "not": {"pattern": "^(when|unless)$"}}},
+        [{"abc": 1}, {"whenn": 1}],
+        [{"when": 1}, {"_a": 1}],
+    ),
+    ({"propertyNames": {"anyOf": [{"const": ""}, {"pattern": "^x"}]}}, [{"": 1}, {"xa": 1}], [{"y": 1}]),
+    ({"propertyNames": {"pattern": "^a", "maxLength": 0}}, [{}], [{"a": 1}]),
+    (
+        {"type": "object", "patternProperties": {"^(?!x-)": {"type": "integer"}}, "additionalProperties": False},
+        [{"a-b": 1}],
+        [{"x-a": "s"}, {"x-a": 1}, {"a": "x"}],
+    ),
+    ({"type": "object", "patternProperties": {r"^\w+$": {"type": "integer"}}}, [{"a": 1}, {"!": "x"}], [{"a": "x"}]),
+]
+
+
+@pytest.mark.parametrize(("schema", "valid", "invalid"), CASES, ids=[compact(case[0])[:70] for case in CASES])
+def test_names_satisfy_all_that_is_said_of_them(schema: Any, valid: list[Any], invalid: list[Any]) -> None:
+    check_admits(schema, valid, invalid)
+
+
+def test_a_name_that_only_some_readers_take_to_match_a_pattern_is_never_wrong() -> None:
+    """For Python `é` is matched by `\\w`, for JavaScript it is not."""
+    closed = {"type": "object", "patternProperties": {r"^\w+$": {"type": "integer"}}, "additionalProperties": False}
+    open_ = {"type": "object", "patternProperties": {r"^\w+$": {"type": "integer"}}}
+    assert not admits(closed, {"é": 1})
+    assert not admits(open_, {"é": "x"})
+    assert admits(open_, {"é": 1})
+
+
+def test_names_that_have_no_short_pattern_are_refused() -> None:
+    with pytest.raises(InvalidSchema, match=r"^#/propertyNames: only short patterns"):
+        canonical({"propertyNames": {"pattern": "^(?:[ab]*a[ab]{9})$", "minLength": 3}})
+
+
+@pytest.mark.parametrize("name", ["$ref", "allOf", "anyOf", "enum", "type", "uniqueItems", "properties", "items"])
+def test_a_property_may_have_the_name_of_a_keyword(name: str) -> None:
+    """The schema of schemas has all of them."""
+    inner = {"allOf": [{"type": "object", "properties": {name: {"type": "string"}}}, {"required": [name]}]}
+    schema = {"type": "object", "properties": {"$ref": {"type": "string"}, "allOf": inner, "x": {"allOf": [inner]}}}
+    check_admits(schema, [{"$ref": "a", "allOf": {name: "b"}}], [{"$ref": 1}, {"allOf": {}}, {"allOf": {name: 1}}])
+
+
+def test_a_schema_about_schemas_is_served() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"allOf": {"type": "array", "items": {"$ref": "#"}}, "$ref": {"type": "string"}},
+        "allOf": [{"properties": {"anyOf": {"type": "array", "items": {"$ref": "#"}}}}],
+    }
+    assert GUIDANCE.json(canonical(schema)) is not None
+    check_admits(schema, [{"allOf": [{"$ref": "x"}]}], [{"anyOf": [1]}])
