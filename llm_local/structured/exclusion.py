@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from llm_local.structured.logic import REF, TYPES, Defs, Narrowed, Node, type_of, value_key
-from llm_local.structured.texts import formats_are_apart, patterns_are_apart
+from llm_local.structured.texts import patterns_are_apart
 from llm_local.structured.validity import matches, surely_invalid
 
 MAX_ALTERNATIVES = 64
@@ -180,8 +180,6 @@ def _exclude_as(
 def _texts_exclude(a: list[dict[str, Any]], b: list[dict[str, Any]], steps: list[int]) -> bool:
     for one, other in itertools.product(a, b):
         steps[0] -= 1
-        if "format" in one and "format" in other and formats_are_apart(one["format"], other["format"]):
-            return True
         if "pattern" in one and "pattern" in other and patterns_are_apart(one["pattern"], other["pattern"]):
             return True
     return False

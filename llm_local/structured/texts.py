@@ -1,4 +1,4 @@
-"""Which patterns and formats no text satisfies together. Any thread."""
+"""Which patterns no text satisfies together. Any thread."""
 
 from __future__ import annotations
 
@@ -13,22 +13,6 @@ from llm_local.structured.pattern import PatternError, to_rust, widest
 
 MAX_PAIRS = 4000
 """Pairs of states that a text may lead to."""
-
-_WITH_COLON = ("uri", "ipv6", "time", "date-time")
-_WITHOUT_COLON = ("date", "duration", "hostname", "ipv4", "uuid")
-_APART = {
-    *(frozenset((one, other)) for one in _WITH_COLON for other in _WITHOUT_COLON),
-    *(frozenset(("email", other)) for other in ("date", "time", "date-time", "hostname", "ipv4", "ipv6", "uuid")),
-    *(frozenset(pair) for pair in (("date", "ipv4"), ("date", "uuid"), ("date", "duration"), ("ipv4", "uuid"))),
-    *(frozenset(pair) for pair in (("ipv4", "duration"), ("uuid", "duration"), ("time", "date-time"))),
-    # A scheme begins with a letter.
-    *(frozenset(("uri", other)) for other in ("time", "date-time")),
-}
-
-
-def formats_are_apart(one: str, other: str) -> bool:
-    """Tell whether no text has both formats, as they are enforced here."""
-    return frozenset((one, other)) in _APART
 
 
 def patterns_are_apart(one: str, other: str) -> bool:
