@@ -43,20 +43,20 @@ def test_config_shows_no_secret_of_an_address(name: str, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--model", OTHER],
-        ["--model-url", OTHER],
-        ["--model", "qwen2.5-7b-instruct", "--model-url", "https://me:sesame@[files.test/x?signature=sesame"],
-        ["--engine", "openai_compatible", "--upstream-url", OTHER],
+        ["pull", OTHER],
+        ["doctor", "--model", OTHER],
+        ["doctor", "--model-url", OTHER],
+        ["doctor", "--model", "qwen2.5-7b-instruct", "--model-url", "https://me:sesame@[files.test/x?signature=sesame"],
+        ["doctor", "--engine", "openai_compatible", "--upstream-url", OTHER],
     ],
 )
 def test_neither_does_an_error_or_doctor(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for command in (["serve", "--port", "0"], ["doctor", "--json"]):
-        assert main([*command, *arguments, "--models-dir", str(tmp_path)]) in (1, 2)
-        out, err = capsys.readouterr()
-        assert "sesame" not in out + err
-        assert "files.test" in out + err
+    assert main([*arguments, "--models-dir", str(tmp_path)]) in (1, 2)
+    out, err = capsys.readouterr()
+    assert "sesame" not in out + err
+    assert "files.test" in out + err
 
 
 def test_doctor_shows_no_secret_of_what_would_be_fetched_or_asked(

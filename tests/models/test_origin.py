@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from llm_local.cli import main
+from llm_local.cli.weights import WeightFiles
+from llm_local.config import Settings
 from llm_local.errors import StartupError
 from llm_local.models.find import find_model
 from llm_local.models.origin import note_origin
@@ -35,10 +37,11 @@ def test_a_second_model_of_the_same_file_name_is_refused_and_the_first_stays(
 ) -> None:
     folder = tmp_path / "models"
     assert main(["pull", f"a/x-GGUF:{FILE}", "--models-dir", str(folder)]) == 0
-    for command in (["pull", name], ["serve", "--port", "0", "--model", name]):
-        capsys.readouterr()
-        assert main([*command, "--models-dir", str(folder)]) == 2
-        assert "came from a/x-GGUF, and b/x-GGUF:" in capsys.readouterr().err.splitlines()[-1]
+    capsys.readouterr()
+    assert main(["pull", name, "--models-dir", str(folder)]) == 2
+    assert "came from a/x-GGUF, and b/x-GGUF:" in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(StartupError, match="came from a/x-GGUF, and b/x-GGUF:"):
+        WeightFiles(Settings(model=name, models_dir=folder))
     assert (folder / FILE).read_bytes() == weights("a")
     assert main(["pull", f"A/X-GGUF:{FILE}", "--models-dir", str(folder)]) == 0, "the hub's names have no case"
     assert main(["pull", name, "--models-dir", str(tmp_path / "other")]) == 0
