@@ -198,6 +198,16 @@ def test_where_no_memory_is_left_no_speed_is_predicted(monkeypatch: pytest.Monke
     assert "not measured: too little memory is free for that" in report.as_text(colour=False)
 
 
+def test_the_bound_of_the_speed_says_what_few_cores_reach_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_local.llama.bandwidth.measure", lambda *_: 84 * 1050.0 * MIB)
+    report, there = Report(), machine(available_mib=20000)
+    add_plan(report, demand(), there, 2, Advice(Settings(), report))
+    said = " ".join(report.as_text(colour=False).split())
+    most = report.as_json()["speed"]["most_tokens_per_second"]
+    assert f"at most about {most:.0f} tokens a second for one answer: a prediction from memory bandwidth" in said
+    assert f"where few cores compute, about half of it ({most / 2:.0f})" in said
+
+
 def test_the_cpu_is_read_from_the_kernel(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name\t: Invented 9000\nflags\t\t: fpu avx avx2 avx512f\n")
     assert cpu_model(tmp_path) == "Invented 9000"

@@ -167,3 +167,33 @@ def test_a_backend_that_does_not_compile_says_what_it_needs_and_is_tried_again(c
     assert "vulkan needs on Debian and Ubuntu: apt install libvulkan-dev glslc" in said
     (checkout / "broken").unlink()
     assert "-DGGML_VULKAN=ON" in install(checkout, "BACKEND=vulkan")[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("known", "found", "code", "says"),
+    [
+        ('{"id": "PYSEC-2024-60", "aliases": ["CVE-2024-3651"]}', 0, 0, "--ignore-vuln CVE-2025-69872 --requirement"),
+        ('{"id": "PYSEC-2024-60", "aliases": ["CVE-2024-3651"]}', 1, 2, "Error 1"),
+        ("", 0, 2, "nothing was audited: the advisories of pypi.org cannot be had from here"),
+    ],
+    ids=["nothing found", "something found", "no advisories"],
+)
+def test_make_audit_is_green_only_where_advisories_can_be_had(
+    checkout: Path, known: str, found: int, code: int, says: str
+) -> None:
+    """pip-audit finds nothing, and says so with 0, where an index serves packages and no advisories."""
+    assert install(checkout)[0] == 0
+    program = checkout / ".venv-audit/bin/pip-audit"
+    program.parent.mkdir(parents=True)
+    program.write_text(
+        "#!/bin/sh\n"
+        f'case "$*" in *known.txt) echo \'{{"vulns": [{known}]}}\'; exit 1 ;; esac\n'
+        f"echo audited >> audit.log; exit {found}\n"
+    )
+    program.chmod(0o755)
+    command = ["make", "audit", f"PYTHON={sys.executable}"]
+    result = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    assert result.returncode == code
+    assert says in result.stdout + result.stderr
+    assert (checkout / "audit.log").exists() == bool(known)

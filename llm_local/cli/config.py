@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from llm_local import address
 from llm_local.config import SECTIONS, Loaded, Section, Settings, flag_name, variable_name
 
 HEAD = """\
@@ -64,6 +65,7 @@ def shown(value: object) -> str:
 def _row(name: str, loaded: Loaded) -> tuple[str, ...]:
     field, value = Settings.model_fields[name], getattr(loaded.settings, name)
     text = "(hidden)" if not field.repr and value else shown(value)
+    text = address.shown(text) if "://" in text else text
     return name, text, loaded.sources[name], variable_name(name), field.description or ""
 
 

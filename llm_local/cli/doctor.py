@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_local import __version__
+from llm_local.address import shown
 from llm_local.cli.advice import Advice
 from llm_local.cli.native import check_native
 from llm_local.cli.report import LEAST_WIDTH, WIDTH, Report, Section
@@ -65,7 +66,7 @@ def examine(settings: Settings, report: Report) -> None:
         if files:
             _model_and_plan(settings, files, machine, report, advice)
     if not computes:
-        where = settings.upstream_url
+        where = shown(settings.upstream_url or "")
         report.add(Section("upstream", "Upstream", [("", f"{where}, which computes", {"url": where})]))
     _server(settings, report, advice)
     _what_is_read(settings, report)
@@ -153,7 +154,6 @@ def _build(report: Report, advice: Advice) -> None:
 def _files(settings: Settings, report: Report, advice: Advice) -> dict[str, Path]:
     """Return the files of the models, or none: one cannot be had, or `serve` has to fetch it first."""
     from llm_local.models.find import find_model
-    from llm_local.models.remote import shown
 
     wanted = {
         "LLM_MODEL": (settings.model if "model" in settings.model_fields_set or not settings.model_url else ""),
@@ -174,7 +174,7 @@ def _files(settings: Settings, report: Report, advice: Advice) -> dict[str, Path
         if not isinstance(file, Path):
             facts = {"file": None, "fetched_from": str(file)}
             report.add(Section("model", "Model", [("", f"{file} is not here; `serve` fetches it first", facts)]))
-            _about_fetching(file, name or shown(str(url)), settings, report, advice)
+            _about_fetching(file, shown(name or str(url)), settings, report, advice)
             return {}
         found[setting] = file
     return found

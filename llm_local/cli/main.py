@@ -48,6 +48,9 @@ def main(arguments: SequenceOf[str] | None = None) -> int:
 
             return pull(loaded.settings, options.name)
         if options.command == "models":
+            from llm_local.models.endpoint import check_endpoint
+
+            check_endpoint()
             from llm_local.cli.models import models
 
             return models(loaded.settings, as_json=options.json)

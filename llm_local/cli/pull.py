@@ -12,6 +12,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from llm_local.address import shown
 from llm_local.config import Settings
 from llm_local.errors import StartupError
 from llm_local.models.find import find_model
@@ -34,7 +35,7 @@ def pull(settings: Settings, name: str, out: TextIO | None = None) -> int:
     url, setting = (settings.model_url, "LLM_MODEL") if name == settings.model else (None, "NAME")
     found = find_model(name, url, settings.models_dir, checksum=settings.model_checksum, setting=setting)
     if isinstance(found, Path):
-        print(f"{name} is here already", file=out)
+        print(f"{shown(name)} is here already", file=out)
         print(found)
         return 0
     from llm_local.models.pull import Wishes

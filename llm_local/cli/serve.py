@@ -122,7 +122,8 @@ def _announce(listener: socket.socket, settings: Settings, scheme: str, what: st
 def _upstream(settings: Settings) -> Upstream:
     from llm_local.models.names import served_name
 
-    known = "model" in settings.model_fields_set
+    # An address is no name, and may hold a secret.
+    known = "model" in settings.model_fields_set and "://" not in settings.model
     ours = settings.model_id or (served_name(Path(settings.model)) if known else None)
     more = [settings.model, Path(settings.model).name] if known else []
     names = dict.fromkeys(name for name in (ours, *settings.model_aliases, *more) if name)

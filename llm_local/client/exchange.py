@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from llm_local.address import shown
 from llm_local.client.errors import (
     LLMClientError,
     RequestRefused,
@@ -92,6 +93,7 @@ def from_answer(status: int, headers: Mapping[str, str], data: bytes) -> LLMClie
 
 def from_exception(error: Exception, url: str, timeout_s: float) -> LLMClientError:
     """Return the error of a call that had no answer."""
+    url = shown(url)
     if isinstance(error, httpx.ConnectError):
         return ServerUnreachable(f"no server answers at {url}: {error}")
     if isinstance(error, (httpx.TimeoutException, TimeoutError)):

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from llm_local.address import shown
 from llm_local.config.environment import ENV_PREFIX, clean, settings_in
 from llm_local.config.settings import Settings
 from llm_local.errors import StartupError
@@ -98,7 +99,9 @@ def _explain(error: ValidationError, values: Mapping[str, Any], sources: Mapping
     if not first["loc"]:
         return f"bad configuration: {reason}"
     name = str(first["loc"][0])
-    value = "(hidden)" if not Settings.model_fields[name].repr else repr(values.get(name))
+    given = values.get(name)
+    text = repr(shown(given) if isinstance(given, str) and "://" in given else given)
+    value = text if Settings.model_fields[name].repr else "(hidden)"
     hint = ""
     if sources.get(name) == "environment" and " #" in value:
         hint = "; a comment needs a line of its own in an environment file"

@@ -16,10 +16,11 @@ from typing import BinaryIO
 
 import httpx2
 
+from llm_local.address import shown
 from llm_local.errors import StartupError
 from llm_local.models.patience import Patience, TryAgain
 from llm_local.models.progress import Progress
-from llm_local.models.remote import BUSY, RemoteFile, retry_after_s, shown
+from llm_local.models.remote import BUSY, RemoteFile, retry_after_s
 
 STALL_S = 30.0
 """A connection that brings nothing for so long is opened again."""

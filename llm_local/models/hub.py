@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
+from llm_local.address import shown
 from llm_local.errors import StartupError
 from llm_local.models.catalogue import known_models, near_names
 from llm_local.models.choose import choose
@@ -32,17 +33,22 @@ from llm_local.models.download import reason
 from llm_local.models.patience import Patience, TryAgain
 from llm_local.models.progress import Progress
 from llm_local.models.remote import BUSY, RemoteFile, retry_after_s
-from llm_local.models.source import HubFile
+from llm_local.models.source import HUB_HOSTS, HubFile
 
 T = TypeVar("T")
 
 ASK_TIMEOUT_S = 10.0
+PUBLIC = tuple(f"https://{host}" for host in HUB_HOSTS)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def endpoint() -> str:
     """Return the base address of the hub."""
     return str(constants.ENDPOINT)
+
+
+def _hub() -> str:
+    return shown(endpoint())
 
 
 class Hub:
@@ -89,10 +95,10 @@ class Hub:
             except HfHubHTTPError as error:
                 failure = self._explained(error)
             except httpx2.InvalidURL as error:
-                raise StartupError(f"{endpoint()} is no address ({error}): check HF_ENDPOINT") from None
+                raise StartupError(f"{_hub()} is no address ({error}): check HF_ENDPOINT") from None
             except httpx2.RequestError as error:
                 failure = TryAgain(
-                    f"{endpoint()} cannot be reached ({reason(error)}): check the network, HTTPS_PROXY and "
+                    f"{_hub()} cannot be reached ({reason(error)}): check the network, HTTPS_PROXY and "
                     "HF_ENDPOINT, or copy the files into the models folder by hand"
                 )
             except HFValidationError:
@@ -100,7 +106,7 @@ class Hub:
             except UnicodeEncodeError:
                 raise StartupError("HF_TOKEN has letters that are in no token: copy it again") from None
             except (ValueError, TypeError, KeyError):
-                raise StartupError(f"{endpoint()} does not answer as a hub does: check HF_ENDPOINT") from None
+                raise StartupError(f"{_hub()} does not answer as a hub does: check HF_ENDPOINT") from None
             self._patience.check(what)
             self._patience.wait(what, failure, self._progress.say)
 
@@ -110,7 +116,7 @@ class Hub:
         Raises:
             StartupError: what will not.
         """
-        repository, page = self._source.repository, f"{endpoint()}/{self._source.repository}"
+        repository, page = self._source.repository, f"{_hub()}/{self._source.repository}"
         status = error.response.status_code
         if status in BUSY:
             return TryAgain(f"the hub answered {status}", retry_after_s(error.response.headers))
@@ -133,9 +139,10 @@ class Hub:
         known = [model.repository for model in known_models() if model.repository]
         near = near_names(self._source.repository, known)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
+        mirror = "" if endpoint() in PUBLIC else "; or HF_ENDPOINT is no hub"
         return (
-            f"there is no repository {self._source.repository} at {endpoint()}, or it is private and HF_TOKEN does not "
-            f"open it ({status}){hint}"
+            f"there is no repository {self._source.repository} at {_hub()}, or it is private and HF_TOKEN does not "
+            f"open it ({status}){hint}{mirror}"
         )
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from pathlib import Path
 
+from llm_local.address import shown
 from llm_local.errors import StartupError
 from llm_local.models.catalogue import near_names, spellings
 from llm_local.models.names import is_first, parse_name, shard_names
@@ -112,7 +113,7 @@ def _not_found(name: str, models_dir: Path) -> str:
                 f"this process may not look into {path.parent}/ for {path.name}: chmod a+rx the folders, a+r the file"
             )
     near = near_names(name, [path.name for path in ggufs(models_dir)])
-    looked = f"looked for {name} as a path, in {models_dir}/ and in the catalogue"
+    looked = f"looked for {shown(name)} as a path, in {models_dir}/ and in the catalogue"
     other = "put the GGUF there, name one of `llm-local models` or REPO:FILE of the hub, or set LLM_MODEL_URL"
     hint = f"did you mean {', '.join(near)}?" if near else other
     return f"no such model: {looked}; {hint}"

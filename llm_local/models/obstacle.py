@@ -9,8 +9,9 @@ from pathlib import Path
 from llm_local.models.catalogue import find_repository
 from llm_local.models.hub import offline
 from llm_local.models.names import parse_name, shard_names
+from llm_local.models.origin import DOWNLOADS
 from llm_local.models.progress import size
-from llm_local.models.pull import DOWNLOADS, SPARE_BYTES
+from llm_local.models.pull import SPARE_BYTES
 from llm_local.models.source import HubFile, Source
 
 

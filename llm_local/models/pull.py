@@ -4,6 +4,7 @@
 models/                                  one folder, one file system: renaming is atomic
     x-00001-of-00002.gguf                whole and checked
     .downloads/x-00002-of-00002.gguf.1f2e3d4c5b6a.partial    what has come of the next one
+    .downloads/x-00001-of-00002.gguf.origin                  where it came from
     .downloads/x-00001-of-00002.gguf.lock                    who fetches; the system frees it when the process ends
 ```
 """
@@ -27,6 +28,7 @@ from llm_local.models import hub
 from llm_local.models.catalogue import find
 from llm_local.models.download import Download, http_client
 from llm_local.models.names import parse_name
+from llm_local.models.origin import DOWNLOADS, check_origin, note_origin
 from llm_local.models.patience import Patience
 from llm_local.models.progress import Progress, size
 from llm_local.models.remote import RemoteFile
@@ -35,7 +37,6 @@ from llm_local.models.web import web_files
 
 log = logging.getLogger(__name__)
 
-DOWNLOADS = ".downloads"
 SPARE_BYTES = 64 * 2**20
 """Left free on the disk beside the model."""
 LOCK_POLL_S = 0.5
@@ -136,11 +137,12 @@ class _Pull:
         """Tell whether a file is under its final name already.
 
         Raises:
-            StartupError: something of another size is.
+            StartupError: something of another model, or of another size, is.
         """
         path = self._wishes.models_dir / file.name
         if not path.is_file():
             return False
+        check_origin(path, self._source)
         have = path.stat().st_size
         if file.size not in (None, have):
             raise StartupError(
@@ -205,7 +207,9 @@ class _Pull:
         self._finish(file, partial)
 
     def _finish(self, file: RemoteFile, partial: Path) -> None:
-        os.replace(partial, self._wishes.models_dir / file.name)
+        path = self._wishes.models_dir / file.name
+        os.replace(partial, path)
+        note_origin(path, self._source)
         self._drop_other_versions(file)
 
     def _drop_other_versions(self, file: RemoteFile) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from urllib.parse import urlsplit, urlunsplit
+
+from llm_local.address import shown
 
 BUSY = (408, 425, 429, 500, 502, 503, 504)
 """Answers of a server that may be other ones later."""
@@ -41,13 +42,6 @@ class RemoteFile:
         address = shown(self.url) if self.version.startswith('"') else self.url
         identity = self.sha256 or f"{address} {self.version} {self.size}"
         return f"{self.name}.{hashlib.sha256(identity.encode()).hexdigest()[:12]}.partial"
-
-
-def shown(url: str) -> str:
-    """Return an address for messages: without name, password and query, with which others could fetch it, too."""
-    parts = urlsplit(url)
-    bare = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-    return f"{bare}?..." if parts.query else bare
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:

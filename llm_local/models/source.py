@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+from llm_local.address import shown
 from llm_local.errors import StartupError
 from llm_local.models.catalogue import KnownModel, find, find_repository
 from llm_local.models.names import as_quantization, parse_name, shard_names
-from llm_local.models.remote import shown
 
 HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 
@@ -53,6 +53,11 @@ class WebFile:
 Source = HubFile | WebFile
 
 
+def is_source(text: str) -> bool:
+    """Tell whether what people wrote says itself where to fetch: an address or REPO:FILE."""
+    return "://" in text or _COLON.fullmatch(text) is not None
+
+
 def source_of(name: str, url: str | None, endpoint: str, *, setting: str = "LLM_MODEL") -> Source | None:
     """Return where to fetch a model from, None where neither its name nor an address says so.
 
@@ -69,7 +74,7 @@ def source_of(name: str, url: str | None, endpoint: str, *, setting: str = "LLM_
     if not url:
         return by_name
     by_url = read_source(url, endpoint)
-    if by_url is None or not _is_address(url):
+    if by_url is None or not is_source(url):
         raise StartupError(f"{setting}_URL: '{shown(url)}' is neither an https address nor REPO:FILE of the hub")
     _check_same(name, by_url, setting)
     # Shards find each other by their names, so that they keep those.
@@ -88,7 +93,7 @@ def read_source(text: str, endpoint: str) -> Source | None:
         try:
             return _from_url(text, endpoint)
         except ValueError as error:
-            raise StartupError(f"'{text}' is no address: {error}") from None
+            raise StartupError(f"'{shown(text)}' is no address: {error}") from None
     colon = _COLON.fullmatch(text)
     if colon is not None:
         return _hub_file(colon["repository"], colon["file"])
@@ -138,10 +143,6 @@ def shard_urls(url: str) -> list[str]:
     return [url.replace(f"{head}/{last}", f"{head}/{name}", 1) for name in shard_names(last)]
 
 
-def _is_address(text: str) -> bool:
-    return "://" in text or _COLON.fullmatch(text) is not None
-
-
 def _from_url(url: str, endpoint: str) -> Source:
     parts, base = urlsplit(url), urlsplit(endpoint)
     path = parts.path
@@ -183,6 +184,6 @@ def _check_same(name: str, source: Source, setting: str) -> None:
     models = (find(asked), find(fetched))
     if other_kind or (None not in models and models[0] is not models[1]):
         raise StartupError(
-            f"{setting} is {name}, and {setting}_URL is the address of {file}: "
+            f"{setting} is {shown(name)}, and {setting}_URL is the address of {file}: "
             f"change {setting}_URL to match, or unset it"
         )

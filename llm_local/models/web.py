@@ -8,11 +8,12 @@ from urllib.parse import unquote, urlsplit
 
 import httpx2
 
+from llm_local.address import shown
 from llm_local.errors import StartupError
 from llm_local.models.download import content_length, reason, refusal
 from llm_local.models.patience import Patience, TryAgain
 from llm_local.models.progress import Progress
-from llm_local.models.remote import BUSY, RemoteFile, retry_after_s, shown
+from llm_local.models.remote import BUSY, RemoteFile, retry_after_s
 from llm_local.models.source import WebFile, shard_urls
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")

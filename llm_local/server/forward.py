@@ -10,6 +10,7 @@ from starlette.responses import Response
 from llm_local.errors import LLMLocalError, ModelNotFound
 from llm_local.server.body import read_object
 from llm_local.server.info import not_ready
+from llm_local.server.requestlog import record_of
 from llm_local.server.stream import json_response, sse, unless_client_leaves
 from llm_local.server.upstream import Upstream
 from llm_local.server.upstream_exchange import Exchange
@@ -24,7 +25,7 @@ async def forward(request: Request) -> Response:
     path = request.url.path.removeprefix("/v1")
     watched = _Watched(request)
     try:
-        exchange = await unless_client_leaves(request, upstream.open(path, body, watched.request_id))
+        exchange = await unless_client_leaves(request, upstream.open(path, body, record_of(request)))
         watched.exchange = exchange
         if exchange.streams:
             return sse(watched.events(), watched, runtime.settings)
@@ -68,7 +69,6 @@ class _Watched:
     """One request's share of the metrics, however it ends."""
 
     def __init__(self, request: Request) -> None:
-        self.request_id: str = request.scope.get("state", {}).get("request_id", "-")
         self.exchange: Exchange | None = None
         self._metrics: UpstreamMetrics = request.app.state.upstream_metrics
         self._open = True

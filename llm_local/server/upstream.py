@@ -16,8 +16,10 @@ import httpx
 import orjson
 
 from llm_local import __version__
+from llm_local.address import shown
 from llm_local.config import Settings
 from llm_local.errors import Draining, LLMLocalError, ModelNotFound, QueueFull, UpstreamUnavailable
+from llm_local.server.requestlog import RequestRecord
 from llm_local.server.upstream_errors import from_answer, from_exception, no_listing
 from llm_local.server.upstream_exchange import Exchange
 
@@ -55,9 +57,8 @@ class Upstream:
 
     @property
     def shown(self) -> str:
-        """The address for the log, without what stands before an @."""
-        url = httpx.URL(self.url)
-        return str(url.copy_with(userinfo=b""))
+        """The address for the log."""
+        return shown(self.url)
 
     @property
     def n_open(self) -> int:
@@ -107,8 +108,8 @@ class Upstream:
         names = [name for name in (*self.names, listed[0]["id"]) if name != "*"]
         return [listed[0] | {"id": names[0], "aliases": list(dict.fromkeys(names[1:]))}]
 
-    async def open(self, path: str, body: Mapping[str, Any], request_id: str) -> Exchange:
-        """Send a request and wait for the head of its answer.
+    async def open(self, path: str, body: Mapping[str, Any], record: RequestRecord) -> Exchange:
+        """Send a request and wait for the head of its answer; the record learns which model it goes to.
 
         Raises:
             QueueFull, Draining, ModelNotFound: it is not sent.
@@ -121,9 +122,9 @@ class Upstream:
         exchange = Exchange(self.shown, time.monotonic() + self._seconds(body), self._open)
         try:
             async with exchange.guard():
-                renamed = {**body, "model": await self.named(_name(body))}
-            log.debug("%s goes to %s%s as %s", request_id, self.shown, path, renamed["model"])
-            await exchange.send(self._http, self.url, path, renamed, request_id)
+                record.model = await self.named(_name(body))
+            log.debug("%s goes to %s%s as %s", record.id, self.shown, path, record.model)
+            await exchange.send(self._http, self.url, path, {**body, "model": record.model}, record.id)
         except BaseException:
             exchange.close()
             raise

@@ -40,7 +40,7 @@ def fetch(source: Source, folder: Path, waits: Waits, checksum: str = "sha256:au
 
 
 def left(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.suffix not in (".lock", ".origin"))
 
 
 def test_all_shards_come_under_their_published_names_and_nothing_else_is_left(

@@ -94,6 +94,20 @@ def test_a_name_that_nobody_has_is_404_and_lists_ours(http: httpx.Client) -> Non
     assert "'qwen2.5-7b-instruct'" in error["message"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_line_of_a_request_has_the_model_that_answered(
+    http: httpx.Client, caplog: pytest.LogCaptureFixture, stream: bool
+) -> None:
+    with caplog.at_level(logging.INFO, "llm_local.requests"):
+        http.post(CHAT, json={"messages": MESSAGES, "max_tokens": 2, "stream": stream}, headers={"x-request-id": "r"})
+        wait_until(lambda: sum(line.head["request_id"] == "r" for line in caplog.records) == 2)
+        http.post(CHAT, json={"messages": MESSAGES, "model": "gpt-4"}, headers={"x-request-id": "s"})
+        wait_until(lambda: any(line.head["request_id"] == "s" for line in caplog.records))
+    lines = [line for line in caplog.records if line.head["request_id"] in ("r", "s")]
+    ours = [line for line in lines if "prompt_tokens" not in line.fields]  # The upstream in this process knows those.
+    assert [(line.head["request_id"], line.fields["model"]) for line in ours] == [("r", "fake"), ("s", None)]
+
+
 def test_models_are_listed_under_our_names(http: httpx.Client) -> None:
     (model,) = http.get("/v1/models").json()["data"]
     assert (model["id"], model["object"]) == ("qwen2.5-7b-instruct", "model")
