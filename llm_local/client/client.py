@@ -37,7 +37,7 @@ class _Calls:
         return Exchange(self.target, body, self.timeout_s, self.n_retries)
 
     def _interview_fields(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        own = {"response_format": interview.json_object()} if self.target.engine == LLAMA_CPP else {}
+        own = {"response_format": interview.JSON_OBJECT} if self.target.engine == LLAMA_CPP else {}
         return {**interview.FIELDS, **own, **fields}
 
     def _error(self, error: Exception) -> LLMClientError:
@@ -106,7 +106,7 @@ class LocalLLMClient(_Calls):
 
         Args:
             transcript, context, role_profile: see `interview.messages`.
-            fields: in place of temperature 0.1, max_tokens 512 and, with llama.cpp, `interview.json_object()`.
+            fields: in place of temperature 0.1, max_tokens 512 and, with llama.cpp, `response_format` json_object.
 
         Raises:
             UnusableReply: the model's text is no such reply.

@@ -66,18 +66,16 @@ def _read_profiles() -> dict[str, RoleProfile]:
 
 PROFILES: Mapping[str, RoleProfile] = _read_profiles()
 
-
-def json_object() -> dict[str, Any]:
-    """Return the `response_format` of the call: a JSON object, and what is to be in it.
-
-    llama.cpp's servers and this one enforce the schema beside the type. To others it is the plain `json_object`.
-    """
-    return {"type": "json_object", "schema": _schema()}
+JSON_OBJECT: dict[str, Any] = {"type": "json_object"}
 
 
 def json_schema() -> dict[str, Any]:
-    """Return OpenAI's `response_format` that leaves the model no other choice than a whole reply, with every field."""
-    return {"type": "json_schema", "json_schema": {"name": "interview_reply", "strict": True, "schema": _schema()}}
+    """Return a `response_format` that leaves the model no other choice than a whole reply, with every field."""
+    schema = InterviewReply.model_json_schema()
+    for each in (schema, *schema["$defs"].values()):
+        each["required"] = list(each["properties"])
+        each["additionalProperties"] = False
+    return {"type": "json_schema", "json_schema": {"name": "interview_reply", "strict": True, "schema": schema}}
 
 
 def messages(
@@ -120,14 +118,6 @@ def parse(text: str, cut: bool = False) -> InterviewReply:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the object"
         raise UnusableReply(f"the model's answer does not fit: {where}: {first['msg']}", text) from None
-
-
-def _schema() -> dict[str, Any]:
-    schema = InterviewReply.model_json_schema()
-    for each in (schema, *schema["$defs"].values()):
-        each["required"] = list(each["properties"])
-        each["additionalProperties"] = False
-    return schema
 
 
 def _profile(profile: str | RoleProfile) -> RoleProfile:
