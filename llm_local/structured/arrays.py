@@ -9,6 +9,7 @@ from typing import Any
 from llm_local.structured.logic import MAX_PLACES, TYPES, Node, any_of, at_some_place, narrowed
 from llm_local.structured.negation import negate
 from llm_local.structured.rewriter import Handler, Subschema
+from llm_local.structured.value_count import most_values
 
 MAX_LISTED = 100
 
@@ -36,20 +37,29 @@ def _unique_items(schema: Subschema, key: str, value: Any) -> None:
         return
     schema.rewriter.has_unique_items = True
     items = schema.source.get("items")
-    values = _finite(schema, schema.sub(items, "items")) if isinstance(items, dict) else None
+    values = None
+    if isinstance(items, dict):
+        node = schema.sub(items, "items")
+        values = _finite(schema, node)
+        if isinstance(least, int) and least > 1 and least > most_values(node, schema.rewriter.defs) + _n_first(schema):
+            raise schema.bad(key, f"no value satisfies this schema: there are no {least} distinct items.")
     counted = all(isinstance(n, int) and n >= 0 for n in (least, 0 if most is None else most))
     if values is None or not counted or len(values) > MAX_LISTED or schema.source.get("prefixItems"):
         schema.plain[key] = True
         return
     top = min(len(values), most if isinstance(most, int) else len(values))
-    if least > len(values):
-        raise schema.bad(key, f"no value satisfies this schema: there are no {least} distinct items.")
     if sum(math.perm(len(values), n) for n in range(least, top + 1)) > MAX_LISTED:
         schema.plain[key] = True
         return
     arrays = [list(way) for n in range(least, top + 1) for way in itertools.permutations(values, n)]
     others = [name for name in TYPES if name != "array"]
     schema.parts.append(any_of([{"type": others}, *([{"enum": arrays}] if arrays else [])]))
+
+
+def _n_first(schema: Subschema) -> int:
+    """Return how many places of an array have a schema of their own."""
+    first = schema.source.get("prefixItems", [])
+    return len(first) if isinstance(first, list) else 0
 
 
 def _contains(schema: Subschema, key: str, value: Any) -> None:

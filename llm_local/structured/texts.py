@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from functools import lru_cache
 
 from llm_local.structured.automaton import Automaton, Edges, NoText, automaton
@@ -10,6 +12,9 @@ from llm_local.structured.complement import anchored
 from llm_local.structured.expression import Choice, parse
 from llm_local.structured.look_ahead import OtherTexts, Pattern
 from llm_local.structured.pattern import PatternError, to_rust, widest
+
+MANY_TEXTS = 1000
+"""Texts of a pattern that are counted."""
 
 MAX_PAIRS = 4000
 """Pairs of states that a text may lead to."""
@@ -43,6 +48,32 @@ def is_never_found(pattern: str, text: str) -> bool:
     for char in text:
         at = None if at is None else _next(found.edges[at], ord(char))
     return at is None or at not in found.ends
+
+
+def n_texts(pattern: str) -> float:
+    """Return in how many texts all readers find a pattern; infinity for more than `MANY_TEXTS`.
+
+    Raises:
+        PatternError: it has no automaton.
+    """
+    try:
+        found = _automaton(pattern, all_readers=False)
+    except NoText:
+        return 0
+    n, ways = 0, {0: 1}
+    # A text that is longer than there are states goes round in a circle, and so do others without end.
+    for _ in range(len(found.edges) + 1):
+        n += sum(count for state, count in ways.items() if state in found.ends)
+        following: Counter[int] = Counter()
+        for state, count in ways.items():
+            for target, characters in found.edges[state].items():
+                following[target] += count * sum(high - low + 1 for low, high in characters)
+        ways = following
+        if not ways:
+            return n
+        if n + sum(ways.values()) > MANY_TEXTS:
+            break
+    return math.inf
 
 
 @lru_cache(1024)

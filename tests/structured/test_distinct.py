@@ -55,6 +55,11 @@ SCHEMAS: list[tuple[Any, list[Any], list[Any]]] = [
     (distinct(PAIR, minItems=4), [[{"a": a, "b": b} for a in (1, 2) for b in "xy"]], [[{"a": 1, "b": "x"}] * 4]),
     (distinct(distinct({"type": "integer", "minimum": 0, "maximum": 3}, minItems=2, maxItems=2), minItems=3),
      [[[0, 1], [1, 0], [2, 3]]], [[[0, 1], [0, 1], [2, 3]], [[0, 0], [1, 0], [2, 3]]]),
+    (distinct({"type": "string", "pattern": "^[ab]c?$"}, minItems=4), [["a", "ac", "b", "bc"]], [["a", "b", "a", "b"]]),
+    (distinct({"type": "integer", "minimum": 1, "exclusiveMinimum": 0, "maximum": 3}, minItems=3), [[3, 1, 2]], [[1]]),
+    (distinct({"type": "integer", "exclusiveMinimum": 0.5, "exclusiveMaximum": 4}, minItems=3), [[3, 1, 2]], [[1, 2]]),
+    (distinct({"type": "string", "pattern": "^a{1,1200}$"}, minItems=3), [["a", "aa", "aaa"]], [["a", "aa", "a"]]),
+    (distinct({"type": "string", "pattern": "^a+b$"}, minItems=2), [["ab", "aab"]], [["ab", "ab"]]),
     (distinct({"type": "string", "format": "date"}), [["2024-01-01", "2024-01-02"]], [["2024-01-01"] * 2]),
     ({"type": "object", "properties": {"tags": distinct({"type": "string", "maxLength": 2}), "free": {"type": "array"}},
       "required": ["tags", "free"]}, [{"tags": ["a"], "free": [1, 1]}], [{"tags": ["a", "a"], "free": []}]),
@@ -173,8 +178,12 @@ def test_both_schemas_of_an_all_of_hold() -> None:
 
 
 def test_too_few_values_are_refused_at_once() -> None:
-    with pytest.raises(InvalidSchema, match="no 3 distinct items"):
-        canonical(distinct({"enum": ["a", "b"]}, minItems=3))
+    for items in (
+        {"enum": ["a", "b"]}, {"type": "string", "pattern": "^(да|нет)$"}, {"type": "string", "maxLength": 0},
+        {"type": "integer", "minimum": 0, "exclusiveMaximum": 2}, {"anyOf": [{"type": "null"}, {"const": 5}]},
+    ):  # fmt: skip
+        with pytest.raises(InvalidSchema, match="no 3 distinct items"):
+            canonical(distinct(items, minItems=3))
 
 
 def test_it_works_inside_closing() -> None:

@@ -189,6 +189,26 @@ REFUSED: list[tuple[Any, str, str]] = [
         "the array at /t must repeat",
     ),
     ({"type": "array", "items": {"enum": ["a"]}, "uniqueItems": True, "minItems": 2}, "#/uniqueItems", "no 2 distinct"),
+    (
+        {"type": "array", "items": {"type": "string", "pattern": "^(да|нет)$"}, "uniqueItems": True, "minItems": 3},
+        "#/uniqueItems",
+        "no 3 distinct",
+    ),
+    (
+        {
+            "type": "array",
+            "items": {"type": "integer", "minimum": 0, "exclusiveMaximum": 2},
+            "uniqueItems": True,
+            "minItems": 4,
+        },
+        "#/uniqueItems",
+        "no 4 distinct",
+    ),
+    (
+        {"type": "array", "items": {"type": ["null", "boolean"]}, "uniqueItems": True, "minItems": 4},
+        "#/uniqueItems",
+        "no 4 distinct",
+    ),
     ({"properties": {"a": {"$ref": "https://example.com/x.json"}}}, "#/properties/a/$ref", "nothing is fetched"),
     ({"properties": {"a": {"$ref": "#/$defs/missing"}}}, "#/properties/a/$ref", "points to nothing"),
     ({"$ref": "other", "$id": "https://example.com/x"}, "#/$ref", "$schema"),

@@ -129,7 +129,7 @@ def test_a_syntax_tree_of_many_kinds_is_translated_quickly(union: str) -> None:
         }
         for name in names
     }
-    began = time.process_time()
+    began = time.thread_time()
     schema = {**anything, "$defs": nodes}
     assert admits(schema, {"kind": "N1", "f4": {"kind": "N29", "f0": {"kind": "N3"}}, "tags": ["a"]})
-    assert time.process_time() - began < 5
+    assert time.thread_time() - began < 5
