@@ -12,11 +12,18 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+import hypothesis
 import pytest
 import uvicorn.server
 
+# Nothing of what the collection of tests imports and makes is garbage.
+gc.disable()
+
 # With it jsonschema can judge `iri`, which no test asks for, and building its parser takes 1.5 s of each start.
 sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
+
+# What `make fast` asks for; tests.examples says what it is.
+hypothesis.settings.register_profile("fast")
 
 # A shell starts what runs in its background with Ctrl-C ignored, and the processes of tests would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -30,9 +37,10 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_finish() -> None:
-    """Let collections of garbage pass over what was imported, which stays to the end."""
-    gc.collect()
+    """Let collections of garbage begin, rarely, and pass over what was imported, which stays to the end."""
     gc.freeze()
+    gc.enable()
+    gc.set_threshold(10_000)
 
 
 class _Hurried:

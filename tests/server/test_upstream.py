@@ -403,6 +403,7 @@ def test_what_is_sent_is_the_request_in_utf8_with_their_key_and_our_id(caplog: p
     assert (headers[b"authorization"], headers[b"x-request-id"]) == (b"Bearer theirs", b"r-1")
 
 
+@pytest.mark.slow
 def test_a_drain_that_lasts_too_long_ends_streams_with_an_error(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with serving(slow_backend(), join=True) as served, log.open("w") as err:
