@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import signal
 import ssl
@@ -32,8 +33,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Two more workers than CPUs: tests of servers wait as much as they compute."""
-    return (os.cpu_count() or 1) + 2
+    """One more worker than CPUs: tests of servers wait, but each worker imports everything for two seconds."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_finish() -> None:
@@ -71,3 +72,12 @@ def in_a_hurry() -> Iterator[None]:
         patch.setattr(os, "fsync", lambda handle: None)  # No test pulls the plug.
         patch.setattr(ssl, "create_default_context", _reading_each_file_once())
         yield
+
+
+@pytest.fixture(autouse=True)
+def a_log_as_it_was() -> Iterator[None]:
+    """What a command that runs within a test sets for the process ends with the test."""
+    level = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(level)
+    logging.captureWarnings(False)
