@@ -17,7 +17,7 @@ import hypothesis
 import pytest
 import uvicorn.server
 
-# Nothing of what the collection of tests imports and makes is garbage.
+# Hardly anything that the collection of tests imports and makes is garbage.
 gc.disable()
 
 # With it jsonschema can judge `iri`, which no test asks for, and building its parser takes 1.5 s of each start.
@@ -39,6 +39,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_collection_finish() -> None:
     """Let collections of garbage begin, rarely, and pass over what was imported, which stays to the end."""
+    gc.collect()  # Else what is garbage already would stay, and warn of open files at the end.
     gc.freeze()
     gc.enable()
     gc.set_threshold(10_000)
