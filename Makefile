@@ -40,8 +40,8 @@ test: $(STAMP)  ## run all tests (with LLM_LOCAL_TEST_QWEN=FILE also those on Qw
 	$(BIN)/python -m pytest $(ARGS)
 
 # Python is to keep what it compiled, also where the environment says that it should not: compiling takes half the time.
-fast: $(STAMP)  ## run the tests that need no model and no processes of their own, in parallel
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --ignore tests/model -m "not slow" $(ARGS)
+fast: $(STAMP)  ## run the tests that need no model and no processes of their own, in parallel and with few random examples
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --ignore tests/model -m "not slow" --hypothesis-profile fast $(ARGS)
 
 check: $(STAMP)  ## linters, types, architecture
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import signal
 import ssl
@@ -12,11 +13,18 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+import hypothesis
 import pytest
 import uvicorn.server
 
+# Hardly anything that the collection of tests imports and makes is garbage.
+gc.disable()
+
 # With it jsonschema can judge `iri`, which no test asks for, and building its parser takes 1.5 s of each start.
 sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
+
+# What `make fast` asks for; tests.examples says what it is.
+hypothesis.settings.register_profile("fast")
 
 # A shell starts what runs in its background with Ctrl-C ignored, and the processes of tests would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -25,14 +33,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Two more workers than CPUs: tests of servers wait as much as they compute."""
-    return (os.cpu_count() or 1) + 2
+    """One more worker than CPUs: tests of servers wait, but each worker imports everything for two seconds."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_finish() -> None:
-    """Let collections of garbage pass over what was imported, which stays to the end."""
-    gc.collect()
+    """Let collections of garbage begin, rarely, and pass over what was imported, which stays to the end."""
+    gc.collect()  # Else what is garbage already would stay, and warn of open files at the end.
     gc.freeze()
+    gc.enable()
+    gc.set_threshold(10_000)
 
 
 class _Hurried:
@@ -63,3 +73,12 @@ def in_a_hurry() -> Iterator[None]:
         patch.setattr(os, "fsync", lambda handle: None)  # No test pulls the plug.
         patch.setattr(ssl, "create_default_context", _reading_each_file_once())
         yield
+
+
+@pytest.fixture(autouse=True)
+def a_log_as_it_was() -> Iterator[None]:
+    """What a command that runs within a test sets for the process ends with the test."""
+    level = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(level)
+    logging.captureWarnings(False)

@@ -18,6 +18,7 @@ from llm_local.bench import extra
 from llm_local.bench.options import parse_server, parse_servers
 from llm_local.cli import main
 from llm_local.errors import StartupError
+from tests.examples import rest_is_slow
 from tests.fakes import FakeBackend
 from tests.server.conftest import Served, serving
 
@@ -39,7 +40,9 @@ def bench(served: Served, tmp_path: Path, *arguments: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "workload",
-    ["chat", "long-prompt", "cold-system", "shared-system", "multi-turn", "schema", "embeddings", "mixed"],
+    rest_is_slow(
+        ["chat", "schema", "embeddings", "mixed", "long-prompt", "cold-system", "shared-system", "multi-turn"], fast=4
+    ),
 )
 def test_each_workload_runs_on_our_server(
     server: Served, tmp_path: Path, workload: str, capsys: pytest.CaptureFixture[str]

@@ -26,6 +26,7 @@ from llm_local.client import (
     Target,
     TimedOut,
     UnusableReply,
+    exchange,
 )
 from tests.fakes import FakeBackend, ReciteBackend
 from tests.server.conftest import Served, serving
@@ -270,11 +271,16 @@ def test_a_pause_that_would_outlast_the_timeout_is_not_made(faulty: tuple[Faulty
 
 
 @pytest.mark.parametrize("retry_after", ["-1", "nan", "soon", "Wed, 21 Oct 2015 07:28:00 GMT"])
-def test_a_pause_that_is_none_is_ours(faulty: tuple[Faulty, str], retry_after: str) -> None:
+def test_a_pause_that_is_none_is_ours(
+    faulty: tuple[Faulty, str], retry_after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "FIRST_BACK_OFF_S", 0.05)
     app, url = faulty
     app.chunks, app.first = [answer_with("ok")], [(503, {"retry-after": retry_after}, b"")]
     with LocalLLMClient(target(url)) as client:
+        began = time.monotonic()
         assert client.chat_completion(MESSAGES)["choices"]
+        assert time.monotonic() - began >= 0.05
 
 
 def test_a_wrong_request_is_not_asked_again(faulty: tuple[Faulty, str]) -> None:

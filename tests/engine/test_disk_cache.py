@@ -447,7 +447,7 @@ def test_warm_prefixes_are_computed_once_and_come_from_the_disk_the_next_time(tm
     assert second.n_read >= 1
 
 
-@pytest.mark.parametrize("seed", seeds(6, fast=3))
+@pytest.mark.parametrize("seed", seeds(6))
 def test_cached_tokens_are_exactly_those_that_were_not_computed_whatever_tier_they_came_from(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,6 +101,7 @@ def test_whoever_waits_goes_on_when_the_first_is_killed(hub: Hub, tmp_path: Path
     assert hub.seen[-1].range == "bytes=100000-"
 
 
+@pytest.mark.slow
 def test_a_pull_whose_reader_leaves_ends_quietly(hub: Hub, tmp_path: Path) -> None:
     env = environment(hub, tmp_path)
     ours, theirs = os.pipe()
@@ -111,6 +112,7 @@ def test_a_pull_whose_reader_leaves_ends_quietly(hub: Hub, tmp_path: Path) -> No
     assert (result.returncode, result.stdout) == (128 + signal.SIGPIPE, b"")
 
 
+@pytest.mark.slow
 def test_a_pull_without_stderr_has_its_model(hub: Hub, tmp_path: Path) -> None:
     command = f"exec '{sys.executable}' -m llm_local pull {NAME} 2>&-"
     env = environment(hub, tmp_path)
@@ -212,6 +214,7 @@ def test_models_lists_what_is_known_and_what_is_there(
     assert (mine["path"], mine["layers"]) == (str(folder / "my-own-Q4_0.gguf"), None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_models_lists_files_whose_names_cannot_be_written(hub: Hub, tmp_path: Path, encoding: str) -> None:
     (tmp_path / "models").mkdir()
@@ -261,6 +264,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["serve", "--port", "0"], ["models"]])
 def test_a_build_that_cannot_be_loaded_is_one_line_and_exit_2(hub: Hub, tmp_path: Path, command: list[str]) -> None:
     (tmp_path / "llama_cpp").mkdir()

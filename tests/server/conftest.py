@@ -30,6 +30,8 @@ from llm_local.server.warm_prefixes import read_warm_prompts, warm_tokens
 from llm_local.structured.grammars import Grammars
 from tests.fakes import END, N_VOCAB, FakeBackend, fake_grammars
 
+TEMPLATE = ChatTemplate(named_template("chatml"))
+
 
 class ByteVocabulary:
     """Token n is the character n: one token a byte of Latin-1, UTF-8 bytes for the rest."""
@@ -135,7 +137,7 @@ def serving(
             answer_reserve=64,
             host=host,
         )
-        template, vocabulary = ChatTemplate(named_template("chatml")), ByteVocabulary()
+        template, vocabulary = TEMPLATE, ByteVocabulary()
         prompts = read_warm_prompts(chosen.warm_prefixes) if chosen.warm_prefixes is not None else []
         prefixes = warm_tokens(prompts, template, vocabulary, window=window, n_cells=backend.n_ctx)
         model = ServedModel("fake", ("alias",), vocabulary, window, "Q4_K_M", 123, 7, 8, embeds=True)

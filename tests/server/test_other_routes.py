@@ -184,7 +184,7 @@ def test_embeddings_have_a_queue_and_a_deadline() -> None:
             posts = [http.post("/v1/embeddings", json={"input": "a"}) for _ in range(6)]
             return sorted(answer.status_code for answer in await asyncio.gather(*posts))
 
-    with serving(embeddings=Stuck(), queue_max=2, request_timeout=0.3) as served:
+    with serving(embeddings=Stuck(), queue_max=2, request_timeout=0.15) as served:
         assert asyncio.run(scenario(served.url)) == [429, 429, 429, 504, 504, 504]
 
 

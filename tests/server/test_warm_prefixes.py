@@ -133,7 +133,7 @@ def test_the_server_is_ready_when_they_are_computed_and_says_how_far_it_is(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     backend = FakeBackend(n_ctx=2048, n_batch=32, n_slots=8, n_outputs=40)
-    backend.delay_s = 0.05
+    backend.delay_s = 0.02
     path = file_of(tmp_path, json.dumps([SYSTEM, "other"]))
     with (
         caplog.at_level(logging.INFO),

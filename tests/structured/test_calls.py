@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_local.errors import InvalidSchema
@@ -18,6 +18,7 @@ from llm_local.structured.lark import Lark
 from llm_local.structured.native import NativeCalls, NativeEngine
 from llm_local.structured.schema import canonical
 from llm_local.structured.spec import CallFormat
+from tests.examples import examples, rest_is_slow
 from tests.structured.native import FakeNative
 from tests.structured.test_json_schema import DOCUMENTS
 from tests.structured.vocabulary import accepts, guidance, walks
@@ -121,7 +122,7 @@ def test_what_follows_an_opening(name: str) -> None:
         assert not admits(weather, text), text
 
 
-@both
+@pytest.mark.parametrize("name", rest_is_slow(["gbnf", "lark"]))
 def test_the_calls_of_many_tools_are_compiled_in_time(name: str) -> None:
     tools: dict[str, Any] = {}
     for n in range(64):
@@ -171,7 +172,7 @@ def test_arguments_that_gbnf_would_loosen_are_refused_by_place(schema: Any, plac
 
 
 @given(document=DOCUMENTS, seed=st.integers(0, 2**32))
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@examples(40)
 def test_arguments_that_gbnf_lets_through_are_valid_in_any_spacing(document: Any, seed: int) -> None:
     inner = {key: value for key, value in document.items() if key != "$defs"}
     schema = {"type": "object", "properties": {"v": inner}, "required": ["v"], "$defs": document["$defs"]}

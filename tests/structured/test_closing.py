@@ -13,9 +13,9 @@ from llm_local.engine.constraint import Constraint
 from llm_local.structured.closing import Closing
 from llm_local.structured.schema import canonical
 from llm_local.structured.tokens import Tokens
-from tests.examples import seeds
+from tests.examples import few, rest_is_slow, seeds
 from tests.structured.test_json_schema import CASES, NODE, compact
-from tests.structured.vocabulary import END, N_VOCAB, guidance, piece
+from tests.structured.vocabulary import CLOSING, END, N_VOCAB, guidance, piece
 
 GUIDANCE = guidance()
 REPLY = {
@@ -50,7 +50,7 @@ def rambling(constraint: Constraint, choose: random.Random, budget: int) -> tupl
             ids = [int(token) for token in constraint.allowed().nonzero()[0]]
             choose.shuffle(ids)
             # Openers and letters first: what a talkative model would do.
-            ids.sort(key=lambda token: piece(token) in (b'"', b"}", b"]", b'"}', b"]}") or token == END)
+            ids.sort(key=lambda token: token in CLOSING or token == END)
             token = next((token for token in ids if constraint.allows(token)), None)
             if token is None:
                 continue
@@ -64,7 +64,7 @@ def rambling(constraint: Constraint, choose: random.Random, budget: int) -> tupl
     return out.decode("utf-8", "replace"), constraint.must_end
 
 
-@pytest.mark.parametrize("budget", [100, 130, 700])
+@pytest.mark.parametrize("budget", rest_is_slow([100, 130, 700], fast=2))
 @pytest.mark.parametrize("seed", seeds(2, fast=1))
 def test_a_rambling_answer_is_closed_in_time(budget: int, seed: int) -> None:
     text, ended = rambling(closing(REPLY, budget), random.Random(seed), budget)
@@ -79,7 +79,7 @@ def test_a_rambling_answer_is_closed_in_time(budget: int, seed: int) -> None:
     ids=lambda value: compact(value)[:50],
 )  # fmt: skip
 def test_every_schema_is_closed_or_left_alone(schema: Any, budget: int) -> None:
-    for seed in range(2):
+    for seed in range(few(2)):
         constraint = closing(schema, budget)
         text, ended = rambling(constraint, random.Random(seed), budget)
         if constraint._watch >= 0:

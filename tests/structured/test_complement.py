@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from llm_local.errors import InvalidSchema
 from llm_local.structured.schema import canonical
-from tests.examples import examples
+from tests.examples import examples, few
 from tests.structured.test_json_schema import GUIDANCE, check_admits, compact
 from tests.structured.test_regular import EXPRESSIONS, LETTERS
 from tests.structured.vocabulary import accepts, walks
@@ -47,7 +47,7 @@ CASES: list[tuple[Any, list[Any], list[Any]]] = [
 def test_what_is_left(schema: Any, valid: list[Any], invalid: list[Any]) -> None:
     check_admits(schema, valid, invalid)
     compiled = GUIDANCE.json(canonical(schema))
-    for text in walks((compiled.start() for _ in range(10)), random.Random(1)):
+    for text in walks((compiled.start() for _ in range(few(10))), random.Random(1)):
         jsonschema.validate(json.loads(text), schema, jsonschema.Draft202012Validator)
 
 

@@ -198,7 +198,7 @@ def test_it_works_inside_closing() -> None:
     "item",
     [
         pytest.param("1" * 4301, id="digits", marks=pytest.mark.slow),
-        pytest.param("[" * 200 + "]" * 200, id="brackets"),
+        pytest.param("[" * 200 + "]" * 200, id="brackets", marks=pytest.mark.slow),
         pytest.param('"' + "x" * 1500 + '"', id="text"),
     ],
 )

@@ -6,6 +6,7 @@ import contextlib
 import json
 import random
 import time
+from functools import lru_cache
 from typing import Any
 
 import jsonschema
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from llm_local.errors import InvalidSchema
 from llm_local.structured.distinct import CompiledDistinct
+from llm_local.structured.guidance import CompiledGuidance
 from llm_local.structured.places import Places
 from llm_local.structured.schema import canonical
 from llm_local.structured.tokens import Tokens
@@ -31,8 +33,14 @@ def compact(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
+@lru_cache(4)
+def _compiled(schema: str) -> CompiledGuidance:
+    return GUIDANCE.json(canonical(json.loads(schema)))
+
+
 def admits(schema: Any, value: Any) -> bool:
-    return accepts(GUIDANCE.json(canonical(schema)).start(), compact(value))
+    """Whether an answer to this schema may be this value; a schema is compiled once for values that come in turn."""
+    return accepts(_compiled(compact(schema)).start(), compact(value))
 
 
 def check_admits(schema: Any, valid: list[Any], invalid: list[Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import ClassVar
@@ -31,18 +32,13 @@ class _Wrapper:
         return tokens_of(text)
 
 
-LONG = sorted(range(256, len(TOKENS)), key=lambda token: -len(TOKENS[token]))
-"""Tokens of more than one byte, the longest first."""
+IDS = {text: token for token, text in enumerate(TOKENS)}
+LONGEST_FIRST = re.compile(b"|".join(map(re.escape, sorted(TOKENS, key=len, reverse=True))))
 
 
 def tokens_of(text: bytes) -> list[int]:
     """The longest piece first, as a greedy tokenizer."""
-    out, at = [], 0
-    while at < len(text):
-        token = next((one for one in LONG if text.startswith(TOKENS[one], at)), text[at])
-        out.append(token)
-        at += len(TOKENS[token])
-    return out
+    return [IDS[found] for found in LONGEST_FIRST.findall(text)]
 
 
 def piece(token: int) -> bytes:
@@ -68,14 +64,17 @@ def accepts(constraint: Constraint, text: str) -> bool:
     return constraint.may_end
 
 
+CLOSING = {IDS[text] for text in (b'"', b"}", b"]", b'"}', b"]}") if text in IDS}
+USUAL = {IDS[text] for text in TOKENS if text[:1] < b"\x7f"}
+
+
 def _chosen(constraint: Constraint, choose: random.Random, step: int) -> int:
     """Draw a token; the constraint is asked about those that are drawn only, as by the engine."""
     ids = list(map(int, constraint.allowed().nonzero()[0]))
     hurried = choose.random() < 0.3 + step / 100
     while True:
-        closing = [n for n in ids if n < len(TOKENS) and TOKENS[n] in (b'"', b"}", b"]", b'"}', b"]}")]
-        usual = [n for n in ids if n < len(TOKENS) and TOKENS[n][:1] < b"\x7f"]
-        token = choose.choice(closing if closing and hurried else usual or ids)
+        closing = [n for n in ids if n in CLOSING] if hurried else []
+        token = choose.choice(closing or [n for n in ids if n in USUAL] or ids)
         if constraint.allows(token):
             return token
         ids.remove(token)
