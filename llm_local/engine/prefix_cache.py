@@ -30,6 +30,10 @@ decided by the measured rates (`rates.py`)."""
 SCATTERED = 512
 """Cells by which more than twice those in use must have been in use for them to be moved together."""
 
+LONG_PROMPT = 256
+"""Tokens to be computed from which on what is idle makes way before: a prompt that is read into the holes between its
+cells lies scattered, and attention on a CPU, which skips what a whole group of cells has for others, skips nothing."""
+
 LOOK_EVERY = 4
 """Steps between looks for idle sequences to move out, which are not free."""
 
@@ -121,9 +125,15 @@ class PrefixCache:
             The slot and the number of tokens that need not be computed; None when the promise cannot be made now.
         """
         self._gather()
-        restored = self._restore(tokens[:shareable], reserve)
-        if restored is not None:
-            return restored
+        found = self._restore(tokens[:shareable], reserve) or self._reuse(tokens, shareable, reserve)
+        if self._parks and found is not None and len(tokens) - found[1] >= LONG_PROMPT:
+            for slot in self.slots:
+                if self._is_parkable(slot):
+                    self._evict(slot)
+        return found
+
+    def _reuse(self, tokens: Tokens, shareable: int, reserve: int) -> tuple[Slot, int] | None:
+        """Take an idle slot with what is resident; see `acquire`."""
         source, common = self.match(tokens[:shareable])
         if self._committed(source, common) + reserve - common > self.cells.total:
             return None
@@ -147,8 +157,7 @@ class PrefixCache:
         where it was computed, perhaps behind a long prompt that is gone; it comes back by a copy, at the beginning.
         """
         scattered = self.cells.peak > 2 * self.cells.n_used + SCATTERED
-        nowhere = self._host is None or self._park_after is None
-        if nowhere or not scattered or any(slot.busy for slot in self.slots):
+        if not self._parks or not scattered or any(slot.busy for slot in self.slots):
             return
         for slot in self.slots:
             self._evict(slot)
@@ -184,13 +193,20 @@ class PrefixCache:
     def next_step(self) -> None:
         """Count a step, and move one sequence out that has been idle for long."""
         self._step += 1
-        if self._park_after is None or self._host is None or self._step % LOOK_EVERY:
+        if self._park_after is None or not self._parks or self._step % LOOK_EVERY:
             return
         for slot in self.slots:
-            idle = not slot.busy and slot.length and self._step - slot.idle_since >= self._park_after
-            if idle and not slot.is_pin and self._worth_parking(slot):
+            if self._step - slot.idle_since >= self._park_after and self._is_parkable(slot):
                 self._evict(slot)
                 return
+
+    @property
+    def _parks(self) -> bool:
+        """Whether idle sequences go to the host's memory although nobody needs their cells."""
+        return self._host is not None and self._park_after is not None
+
+    def _is_parkable(self, slot: Slot) -> bool:
+        return not slot.busy and slot.length > 0 and not slot.is_pin and self._worth_parking(slot)
 
     def _worth_parking(self, slot: Slot) -> bool:
         """Whether the slot has cells of its own, enough to be worth moving: what several share, stays."""

@@ -197,6 +197,27 @@ def test_a_pinned_prefix_is_not_parked_for_being_idle() -> None:
     assert host.match(array(range(100, 150)))[1] == 50
 
 
+@pytest.mark.parametrize(("park_after", "n_prompt", "makes_way"), [(8, 320, True), (8, 250, False), (None, 320, False)])
+def test_what_is_idle_makes_way_before_a_long_prompt_where_holes_between_cells_cost_time(
+    park_after: int | None, n_prompt: int, makes_way: bool
+) -> None:
+    backend = FakeBackend(n_ctx=800, n_slots=4)
+    host = HostCache(100_000)
+    cache = PrefixCache(backend, 4, 800, 400, host, park_after=park_after)
+    cache.pin(array(range(60, 100)))
+    run(backend, cache, array(range(60, 100)))
+    run(backend, cache, array(range(50)))
+    prompt = array([*range(50), *(n % 100 for n in range(n_prompt - 50))])
+    other = array(range(100, 150))
+    run(backend, cache, other)
+    cache.next_step()
+    assert run(backend, cache, prompt) == 50, "what it shares is its own by then"
+    assert len(host) == makes_way
+    assert host.match(other)[1] == (50 if makes_way else 0)
+    assert cache.match(array(range(60, 100)))[1] == 40, "a pinned prefix stays"
+    assert run(backend, cache, array([*other, 1])) == 50
+
+
 def test_a_longer_sequence_does_not_take_the_place_of_a_pinned_one_in_the_host_tier() -> None:
     host, pins = HostCache(10_000), Pins()
     host.connect(lambda report: None, pins)
