@@ -50,7 +50,7 @@ def test_servers_take_turns_and_the_order_alternates() -> None:
 def test_no_server_sees_a_prompt_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenes, "MAX_PAUSE_S", 0.001)
     monkeypatch.setattr("llm_local.bench.run.SETTLE_S", 0.0)
-    monkeypatch.setattr(scenes, "N_RUNNING", 20)
+    monkeypatch.setattr(scenes, "N_RUNNING", 50)
     workloads = ("chat", "long-prompt", "multi-turn", "interrupt", "backchannel", "rewrite")
     _, seen = played(workloads=workloads, rounds=2, requests=2, clients=(1, 2), max_tokens=4, prompt_tokens=30, turns=1)
     prompts = [(name, str(body["messages"])) for name, body in seen]
