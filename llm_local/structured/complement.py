@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from functools import lru_cache
 
-from llm_local.structured.automaton import NoText, automaton
+from llm_local.structured.automaton import Automaton, NoText, automaton
 from llm_local.structured.characters import EVERYTHING, Characters, Ranges, complement, ranges
 from llm_local.structured.expression import Anchor, Choice, Expression, One, Repeat, Sequence, anchors, parse
 from llm_local.structured.pattern import PatternError, widest
@@ -95,6 +95,19 @@ def anchored(expression: Expression, *, start: bool = False, end: bool = False) 
 
 def _anchor(char: str, part: Expression) -> Expression | None:
     return part if isinstance(part, Anchor) and part.char == char else None
+
+
+def automaton_of(pattern: str, *, all_readers: bool = False) -> Automaton:
+    """Return the automaton of the texts in which a pattern (Rust) is found.
+
+    Raises:
+        NoText: there are none.
+        PatternError: it is too long, or has an anchor in the middle.
+    """
+    ways = anchored(parse(pattern))
+    if ways is None:
+        raise PatternError("an anchor is in the middle of it")
+    return automaton(Choice(tuple(ways)), all_readers=all_readers)
 
 
 def set_of(characters: Ranges) -> str:

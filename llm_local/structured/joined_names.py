@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from llm_local.structured.automaton import Automaton, Edges, NoText, automaton, trimmed
+from llm_local.structured.automaton import Automaton, Edges, NoText, trimmed
 from llm_local.structured.characters import common
-from llm_local.structured.complement import anchored, expression_of, set_of
-from llm_local.structured.expression import Choice, parse
+from llm_local.structured.complement import automaton_of, expression_of, set_of
 from llm_local.structured.pattern import PatternError
 
 MAX_STATES = 300
@@ -34,9 +33,9 @@ def all_at_once(patterns: tuple[str, ...]) -> str | None:
     if len(patterns) == 1:
         return patterns[0]
     try:
-        whole = _automaton(patterns[0])
+        whole = automaton_of(patterns[0])
         for pattern in patterns[1:]:
-            whole = _product(whole, _automaton(pattern))
+            whole = _product(whole, automaton_of(pattern))
     except NoText:
         raise
     except PatternError:
@@ -44,13 +43,6 @@ def all_at_once(patterns: tuple[str, ...]) -> str | None:
     edges = [{target: set_of(characters) for target, characters in ways.items()} for ways in whole.edges]
     text = expression_of(edges, set(whole.ends))
     return None if text is None else f"^(?:{text})$"
-
-
-def _automaton(pattern: str) -> Automaton:
-    ways = anchored(parse(pattern))
-    if ways is None:
-        raise PatternError("an anchor is in the middle of it")
-    return automaton(Choice(tuple(ways)))
 
 
 def _product(one: Automaton, other: Automaton) -> Automaton:

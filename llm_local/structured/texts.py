@@ -6,10 +6,9 @@ import math
 from collections import Counter
 from functools import lru_cache
 
-from llm_local.structured.automaton import Automaton, Edges, NoText, automaton
+from llm_local.structured.automaton import Automaton, Edges, NoText
 from llm_local.structured.characters import common, complement
-from llm_local.structured.complement import anchored
-from llm_local.structured.expression import Choice, parse
+from llm_local.structured.complement import automaton_of
 from llm_local.structured.look_ahead import OtherTexts, Pattern
 from llm_local.structured.pattern import PatternError, to_rust, widest
 
@@ -139,7 +138,4 @@ def _are_apart(one: str, other: str) -> bool:
 
 @lru_cache(256)
 def _automaton(source: str, *, all_readers: bool = True) -> Automaton:
-    ways = anchored(parse(widest(source) if all_readers else to_rust(source)))
-    if ways is None:
-        raise PatternError("an anchor is in the middle of it")
-    return automaton(Choice(tuple(ways)), all_readers=all_readers)
+    return automaton_of(widest(source) if all_readers else to_rust(source), all_readers=all_readers)
