@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,10 @@ def test_an_empty_endpoint_is_none_and_a_login_stays_out_of_messages(hub: Hub, t
     assert (code, "secret" in err) == (2, False)
     assert f"there is no repository some/thing at {hub.url}, " in err
     assert err.rstrip().endswith("or HF_ENDPOINT is no hub")
+
+
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_the_hub_never_hears_of_an_empty_endpoint(monkeypatch: pytest.MonkeyPatch, empty: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", empty)
+    check_endpoint()
+    assert "HF_ENDPOINT" not in os.environ
