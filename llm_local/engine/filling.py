@@ -54,15 +54,13 @@ class Filling:
         works = (s.pending * row_work(s.computed, outputs=(not s.forced) / s.pending) for s in few)
         answers = Answers(len(few), sum(works))
         reading = {"position": _mean_position(prompts), "n_prompts": len(prompts)}
-        n_apart = 0
-        if few and prompts:
-            n_max = min(batch.n_max, sum(sequence.pending for sequence in prompts))
-            n_apart = self._pace.rows_apart(n_max, answers, **reading)
+        n_left = sum(sequence.pending for sequence in prompts)
+        n_apart = self._pace.rows_apart(min(batch.n_max, n_left), answers, **reading) if few and prompts else 0
         self._prompts_turn = n_apart > 0 and not self._prompts_turn
         if not self._prompts_turn:
             self._add_decodes(batch, few, answers, n_running=len(running))
         if prompts and (self._prompts_turn or not n_apart):
-            n = n_apart or self._pace.prompt_rows(batch, answers, **reading)
+            n = n_apart or self._pace.prompt_rows(batch, answers, n_left, **reading)
             self._add_prompts(batch, prompts, n, whole=n >= self._pace.costs.tile > 0)
 
     def _add_decodes(self, batch: Batch, few: list[Sequence], answers: Answers, *, n_running: int) -> None:
@@ -122,16 +120,15 @@ def _mean_position(sequences: list[Sequence]) -> int:
 
 
 def _shares(prompts: list[Sequence], room: int) -> list[tuple[Sequence, int]]:
-    """Share the rows out: half of them to the oldest prompt, so that it is not starved, the rest to the shortest.
+    """Share the rows out: half of them are the oldest prompt's, so that it is not starved; the rest goes by length.
 
-    So a short prompt does not wait for a long one before it. More urgent ones come before shorter ones.
+    So a short prompt does not wait for a long one before it, and of those that are about as long one comes after the
+    other: read side by side they would all be done when the last one is. More urgent ones come before shorter ones.
     """
-    oldest, others = prompts[0], prompts[1:]
-    others.sort(key=lambda sequence: (sequence.request.priority, sequence.pending))
-    alone = not others or others[0].request.priority > oldest.request.priority
-    shares = {oldest: min(oldest.pending, room if alone else room - room // 2)}
+    oldest = prompts[0]
+    shares = {oldest: min(oldest.pending, room - room // 2)}
     left = room - shares[oldest]
-    for sequence in [*others, oldest]:
+    for sequence in sorted(prompts, key=lambda sequence: (sequence.request.priority, sequence.pending)):
         share = shares.get(sequence, 0)
         n = min(sequence.pending - share, left)
         shares[sequence] = share + n

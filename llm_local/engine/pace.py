@@ -28,6 +28,9 @@ times as fast that way: deep in a long prompt it is more than twice."""
 LEAST_PROMPT_ROWS = 8
 """Prompts get so many rows whatever the target, so that they are not starved."""
 
+LAST_PIECE = 1.3
+"""Without a target, a piece may be so many times as large if prompts end with it: two would hold answers up longer."""
+
 UNKNOWN_PROMPT_ROWS = 32
 """Prompt rows beside running answers while no step time is known."""
 
@@ -79,12 +82,13 @@ class Pace:
         self._prefill_chunk = prefill_chunk
         self._probe_at = 0.0
 
-    def prompt_rows(self, batch: Rows, answers: Answers, *, position: int, n_prompts: int = 1) -> int:
+    def prompt_rows(self, batch: Rows, answers: Answers, n_left: int, *, position: int, n_prompts: int = 1) -> int:
         """Return how many prompt rows may join a batch.
 
         Args:
             batch: the rows of running answers, and guesses behind them.
             answers: the former.
+            n_left: rows that are left of all prompts.
             position: where the prompts' next rows are, about.
             n_prompts: how many prompts are to be read.
         """
@@ -97,7 +101,11 @@ class Pace:
         room = batch.room
         if batch.n_rows < self.costs.tile:
             room = min(room, self.costs.tile - 1 - batch.n_rows)
-        return min(room, UNKNOWN_PROMPT_ROWS if rows is None else max(rows, LEAST_PROMPT_ROWS))
+        if rows is None:
+            return min(room, UNKNOWN_PROMPT_ROWS)
+        if self._target_gap_s is None and n_left <= LAST_PIECE * rows:
+            return min(room, n_left)
+        return min(room, max(rows, LEAST_PROMPT_ROWS))
 
     def rows_apart(self, n_max: int, answers: Answers, *, position: int, n_prompts: int = 1) -> int:
         """Return how many prompt rows, in whole tiles, are to have a step to themselves between two of the answers.

@@ -140,9 +140,12 @@ class Prompt:
         ([(300, 0), (20, -1), (5, 0)], 30, [15, 15, 0]),
         ([(300, -1), (20, 0)], 32, [32, 0]),
         ([(300, 0), (4, 0)], 32, [28, 4]),
+        ([(40, 0), (40, 0)], 32, [32, 0]),
+        ([(30, 0), (97, 0)], 64, [30, 34]),
+        ([(97, 0), (30, 0)], 64, [34, 30]),
     ],
 )
-def test_prompt_rows_go_half_to_the_oldest_and_half_to_the_most_urgent_and_shortest(
+def test_prompt_rows_go_half_to_the_oldest_and_the_rest_to_the_most_urgent_and_shortest(
     prompts: list[tuple[int, int]], room: int, shares: list[int]
 ) -> None:
     sequences: list[Any] = [Prompt(pending, SimpleNamespace(priority=priority)) for pending, priority in prompts]

@@ -143,11 +143,12 @@ def pace(base: float, per_row: float, **options: float) -> Pace:
     return Pace(known_costs(base, per_row), **options)
 
 
-def prompt_rows(asked: Pace, n_answers: int, *, position: int = 0, n_prompts: int = 1) -> int:
+def prompt_rows(asked: Pace, n_answers: int, n_left: int = 5000, *, position: int = 0, n_prompts: int = 1) -> int:
     rows = Rows(512, asked.costs.tile)
     for slot in range(n_answers):
         rows.extend(np.zeros(1, np.int32), 0, slot, 0)
-    return asked.prompt_rows(rows, Answers(n_answers, asked.costs.work(rows)), position=position, n_prompts=n_prompts)
+    answers = Answers(n_answers, asked.costs.work(rows))
+    return asked.prompt_rows(rows, answers, n_left, position=position, n_prompts=n_prompts)
 
 
 def test_prompts_get_what_the_target_leaves() -> None:
@@ -161,6 +162,14 @@ def test_prompts_get_what_the_target_leaves() -> None:
     assert adaptive == pytest.approx((5 * 0.14 - 0.1) / 0.01 - 4, abs=2), "five times a step without prompts"
     assert prompt_rows(pace(0.01, 0.001), 1, n_prompts=4) > 3 * prompt_rows(pace(0.01, 0.001), 1), "more wait than read"
     assert prompt_rows(pace(0.01, 0.001, target_gap_s=0.05), 1, n_prompts=8) == pytest.approx(39, abs=1)
+
+
+def test_a_piece_is_a_bit_larger_where_prompts_end_with_it() -> None:
+    others = prompt_rows(pace(0.1, 0.01), 4)
+    assert prompt_rows(pace(0.1, 0.01), 4, int(1.25 * others)) == int(1.25 * others)
+    assert prompt_rows(pace(0.1, 0.01), 4, int(1.4 * others)) == others
+    target = {"target_gap_s": 0.7}
+    assert prompt_rows(pace(0.1, 0.01, **target), 4, int(1.25 * others)) <= others, "but a target is kept"
 
 
 ATTENTION = RowCosts(output=0.25, cell=0.0008, tiled_cell=0.00028, tile=64)
