@@ -25,10 +25,11 @@ from llm_local.errors import StartupError
 from llm_local.llama import host
 from llm_local.llama.backend import ContextParams, LlamaBackend
 from llm_local.llama.drafter import LlamaDrafter, check_same_vocabulary
-from llm_local.llama.embedder import Embedder, Pooling
+from llm_local.llama.embedder import Embedder
 from llm_local.llama.grammar import LlamaGrammars
 from llm_local.llama.model import LlamaModel
 from llm_local.llama.plan import summary
+from llm_local.llama.pooling import Pooling
 from llm_local.models.names import quantization, served_name
 from llm_local.server.runtime import Loaded, ServedModel
 from llm_local.server.warm_prefixes import read_warm_prompts, warm_tokens

@@ -37,7 +37,7 @@ class Sampler(Protocol):
         ...
 
     def leave(self) -> None:
-        """Learn that the sequence has no slot any more; it may enter another one."""
+        """Learn that the sequence has to leave its slot before it is over, and may enter another one."""
         ...
 
     def accept(self, token: Token) -> None:
@@ -45,7 +45,7 @@ class Sampler(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what it holds. Calling twice is harmless."""
+        """Free what it holds, in a slot or not. Calling twice is harmless."""
         ...
 
 

@@ -20,7 +20,7 @@ from llm_local.engine.drafts import Drafter
 from llm_local.engine.engine_thread import EngineThread
 from llm_local.engine.host_cache import HostCache
 from llm_local.engine.messages import Cancel, Pin, Stop, Submit, Wake
-from llm_local.engine.prefix_cache import TierBytes
+from llm_local.engine.parking import TierBytes
 from llm_local.engine.radix_tree import Tokens
 from llm_local.engine.sequence import Sequence
 from llm_local.engine.stats import EngineStats
@@ -187,7 +187,7 @@ class Engine:
 
     def kv_bytes(self) -> TierBytes:
         """Return what each tier of the KV holds now (numbers that the engine thread keeps; any thread)."""
-        return self._thread.scheduler.cache.kv_bytes()
+        return self._thread.scheduler.cache.parking.kv_bytes()
 
     def cell_count(self) -> CellCount:
         """Return what the KV cells are for now (any thread)."""

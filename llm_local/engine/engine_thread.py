@@ -169,7 +169,7 @@ class EngineThread:
                     for prefix in prefixes:
                         self.scheduler.cache.pin(prefix)
                 case FromDisk(report):
-                    self.scheduler.cache.take(report)
+                    self.scheduler.cache.parking.take(report)
                 case Stop():
                     return False
 
@@ -219,7 +219,7 @@ class EngineThread:
             self._advance(part)
         if batch.n_rows >= PROMPT_ROWS:
             # Sampling is in it, as a GPU may be at work until then.
-            self.scheduler.cache.rates.computed.add(batch.n_rows, time.perf_counter() - began)
+            self.scheduler.cache.parking.rates.computed.add(batch.n_rows, time.perf_counter() - began)
 
     def _no_room(self) -> None:
         """The native cache is fuller than the accounting says: drop what is idle, then fail the youngest."""

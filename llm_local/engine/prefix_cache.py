@@ -1,6 +1,6 @@
 """Which tokens are resident in which slot, and what that costs in KV cells. Engine thread; written by the scheduler.
 
-The native cache holds one buffer of cells, and `cells.py` mirrors it cell by cell.
+The native cache holds one buffer of cells, and `cells.py` mirrors it cell by cell. `parking.py` copies what goes.
 
     slot 0 (busy)   [ system prompt | user A ... | answer ->        reserved |
     slot 1 (busy)   [      ''       | user B ...      (shares the cells of slot 0's system prompt)
@@ -12,20 +12,12 @@ cache full within what it reserved.
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-
 from llm_local.engine.cells import CellCount, Cells
-from llm_local.engine.disk_worker import Report
 from llm_local.engine.host_cache import HostCache
+from llm_local.engine.parking import Parking
 from llm_local.engine.pins import Pins
 from llm_local.engine.radix_tree import Tokens
-from llm_local.engine.rates import Rates
 from llm_local.engine.slots import Memory, Slot, SlotIndex
-
-WORTH_PARKING = 32
-"""Tokens that a sequence must have to itself, or that a parked one must save, to be moved at all; beyond that it is
-decided by the measured rates (`rates.py`)."""
 
 SCATTERED = 512
 """Cells by which more than twice those in use must have been in use for them to be moved together."""
@@ -36,15 +28,6 @@ cells lies scattered, and attention on a CPU, which skips what a whole group of 
 
 LOOK_EVERY = 4
 """Steps between looks for idle sequences to move out, which are not free."""
-
-
-@dataclass(frozen=True, slots=True)
-class TierBytes:
-    """Bytes of KV that each tier holds now: cells in use, the host's memory, files."""
-
-    resident: int
-    host: int
-    disk: int
 
 
 class PrefixCache:
@@ -68,31 +51,19 @@ class PrefixCache:
         host: HostCache | None = None,
         park_after: int | None = None,
     ) -> None:
-        self._host = host
-        self._park_after = park_after
-        self._step = 0
-        self.n_parked = 0
-        self.n_restored = 0
-        self.rates = Rates()
-        self.pins = Pins()
-        self._index = SlotIndex()
-        self._memory = memory
         self.slots = [Slot(number, window) for number in range(n_slots)]
         self.cells = Cells(n_cells)
+        self.pins = Pins()
+        self.parking = Parking(memory, self.cells, self.pins, host)
+        self._index = SlotIndex()
+        self._memory = memory
+        self._park_after = park_after if host is not None else None
+        self._step = 0
         self._clock = 0
 
     def match(self, tokens: Tokens) -> tuple[Slot | None, int]:
         """Return the slot with the longest common prefix, and its length; idle slots win ties."""
         return self._index.match(tokens)
-
-    def kv_bytes(self) -> TierBytes:
-        """Return what each tier holds."""
-        host, disk = self._host, self._host.disk if self._host is not None else None
-        return TierBytes(
-            resident=self.cells.n_used * self._memory.cell_bytes,
-            host=host.n_bytes if host is not None else 0,
-            disk=disk.n_bytes if disk is not None else 0,
-        )
 
     def cell_count(self) -> CellCount:
         """Return what the cells are for. Any thread: between two steps of the engine, numbers may be of either."""
@@ -104,14 +75,7 @@ class PrefixCache:
 
     def fetching(self, tokens: Tokens) -> bool:
         """Whether a prefix of these tokens is being read from the disk, which is worth waiting for."""
-        if self._host is None or not self._host.has_files:
-            return False
-        return self._host.fetch(tokens, self.match(tokens)[1], self.rates)
-
-    def take(self, report: Report) -> None:
-        """Take in what the disk did."""
-        assert self._host is not None
-        self._host.take(report, self.rates)
+        return self.parking.has_files and self.parking.fetch(tokens, self.match(tokens)[1])
 
     def acquire(self, tokens: Tokens, shareable: int, reserve: int) -> tuple[Slot, int] | None:
         """Take an idle slot for a sequence and fill it with the longest prefix that is resident anywhere.
@@ -126,7 +90,7 @@ class PrefixCache:
         """
         self._gather()
         found = self._restore(tokens[:shareable], reserve) or self._reuse(tokens, shareable, reserve)
-        if self._parks and found is not None and len(tokens) - found[1] >= LONG_PROMPT:
+        if self._park_after is not None and found is not None and len(tokens) - found[1] >= LONG_PROMPT:
             for slot in self.slots:
                 if self._is_parkable(slot):
                     self._evict(slot)
@@ -157,7 +121,7 @@ class PrefixCache:
         where it was computed, perhaps behind a long prompt that is gone; it comes back by a copy, at the beginning.
         """
         scattered = self.cells.peak > 2 * self.cells.n_used + SCATTERED
-        if not self._parks or not scattered or any(slot.busy for slot in self.slots):
+        if self._park_after is None or not scattered or any(slot.busy for slot in self.slots):
             return
         for slot in self.slots:
             self._evict(slot)
@@ -165,69 +129,40 @@ class PrefixCache:
 
     def _restore(self, tokens: Tokens, reserve: int) -> tuple[Slot, int] | None:
         """Bring a parked sequence back if it has a longer prefix than any that is resident."""
-        if self._host is None or not len(self._host):
+        found = None if self.parking.is_empty else self.parking.find(tokens, self.match(tokens)[1])
+        if found is None:
             return None
-        parked, common = self._host.match(tokens)
-        saves = common - self.match(tokens)[1]
-        if parked is None or saves < WORTH_PARKING or not self.rates.loading_pays(saves, len(parked.data)):
-            return None
+        parked, common = found
         n = len(parked.tokens)
         if self._committed(None, 0) + max(reserve, n) > self.cells.total:
             return None
         target = self._target(None, 0)
         self._evict(target)
         self.make_room(n)
-        began = time.perf_counter()
-        if not self._memory.load(target.id, parked.data):
-            self._host.reject(parked)
+        if not self.parking.load(target, parked, common):
             self.drop(target)
             return None
-        self.rates.loaded.add(len(parked.data), time.perf_counter() - began)
-        if common == n and parked.tokens not in self.pins:
-            self._host.remove(parked)
         self.extend(target, parked.tokens)
         self._occupy(target, common, reserve)
-        self.n_restored += 1
         return target, common
 
     def next_step(self) -> None:
         """Count a step, and move one sequence out that has been idle for long."""
         self._step += 1
-        if self._park_after is None or not self._parks or self._step % LOOK_EVERY:
+        if self._park_after is None or self._step % LOOK_EVERY:
             return
         for slot in self.slots:
             if self._step - slot.idle_since >= self._park_after and self._is_parkable(slot):
                 self._evict(slot)
                 return
 
-    @property
-    def _parks(self) -> bool:
-        """Whether idle sequences go to the host's memory although nobody needs their cells."""
-        return self._host is not None and self._park_after is not None
-
     def _is_parkable(self, slot: Slot) -> bool:
-        return not slot.busy and slot.length > 0 and not slot.is_pin and self._worth_parking(slot)
-
-    def _worth_parking(self, slot: Slot) -> bool:
-        """Whether the slot has cells of its own, enough to be worth moving: what several share, stays."""
-        own = self.cells.n_own(slot)
-        return own >= WORTH_PARKING and self.rates.parking_pays(own, slot.length * self._memory.cell_bytes)
+        return not slot.busy and slot.length > 0 and not slot.is_pin and self.parking.is_worth_it(slot)
 
     def _evict(self, slot: Slot) -> None:
         """Empty a slot; what is worth it goes to the host's memory."""
-        if self._host is not None and slot.length and self._worth_parking(slot):
-            tokens = slot.tokens[: slot.length]
-            if not self._host.refresh(tokens) and (data := self._save(slot)):
-                self._host.put(tokens, data)
-                self.n_parked += 1
+        self.parking.park(slot)
         self.trim(slot, 0)
-
-    def _save(self, slot: Slot) -> bytearray:
-        began = time.perf_counter()
-        data = self._memory.save(slot.id)
-        if data:
-            self.rates.saved.add(len(data), time.perf_counter() - began)
-        return data
 
     def grow(self, slot: Slot, reserve: int) -> bool:
         """Promise the slot more positions; False when that needs cells that others were promised."""
@@ -286,18 +221,13 @@ class PrefixCache:
             self._share(slot, target, slot.pin)
             self._index.update(target)
             target.pin, target.used_at, target.idle_since = slot.pin, self._clock, self._step
-        if self._host is not None and self._host.wants_stored(prefix) and (data := self._save(target)):
-            self._host.store(prefix, data)
+        self.parking.store(target)
 
     def close(self, *, keep: bool) -> None:
         """Write what is worth it to the disk, if the native contents are to be trusted, and stop using it."""
-        if self._host is None:
-            return
         for slot in self.slots if keep else ():
-            tokens = slot.tokens[: slot.length]
-            if self._host.wants_stored(tokens) and (data := self._save(slot)):
-                self._host.store(tokens, data, wait=True)
-        self._host.close(keep=keep)
+            self.parking.store(slot, wait=True)
+        self.parking.close(keep=keep)
 
     def trim(self, slot: Slot, length: int) -> None:
         """Forget what the slot holds from `length` on."""

@@ -149,6 +149,7 @@ class Scheduler:
         """Put a running sequence back in line with all that it has; only its KV may be computed again."""
         self.running.remove(victim)
         self._release(victim)
+        victim.sampler.leave()
         victim.computed = 0
         self.add(victim)
 
@@ -161,7 +162,6 @@ class Scheduler:
         if not self._can_share:
             self.cache.trim(slot, 0)
         self.cache.release(slot)
-        sequence.sampler.leave()
         sequence.slot = NO_SLOT
 
     def _admit(self) -> None:

@@ -80,6 +80,8 @@ class Sequence:
         self.finish: FinishReason | None = None
         self.text = TextStream(request.stop)
         self._new_text = ""
+        # What a constraint is asked about when a stop string has cut off the rest.
+        self._text_before_stop: list[str] | None = [] if constraint is not None and request.stop else None
         self.logprobs = LogprobQueue() if request.params.logprobs is not None else None
         self.prompt_logprobs: dict[int, TokenLogprob] = {}
         self.submitted_at = time.monotonic()
@@ -129,7 +131,10 @@ class Sequence:
         if self.lookup is not None:
             self.lookup.note(token)
         if not is_end:
-            self._new_text += self.text.push(piece)
+            text = self.text.push(piece)
+            self._new_text += text
+            if self._text_before_stop is not None:
+                self._text_before_stop.append(text)
             if self.logprobs is not None and logprob is not None:
                 self.logprobs.push(logprob)
         if is_end or self.text.stopped_by is not None or self._must_end:
@@ -182,8 +187,8 @@ class Sequence:
         """Whether what is constrained is complete: a stop string cuts it short, and not always at a regular end."""
         if self.constraint is None:
             return True
-        if self.text.stopped_by is not None:
-            return self.constraint.completes("".join(self.text.released))
+        if self._text_before_stop is not None and self.text.stopped_by is not None:
+            return self.constraint.completes("".join(self._text_before_stop))
         return self.constraint.may_end
 
     @property

@@ -17,7 +17,6 @@ class TextStream:
     a stop string. `n_released` counts the bytes of the tokens that the released text stands for.
 
     Attributes:
-        released: what is out, where there are stop strings.
         stopped_by: the stop string that ended the text.
     """
 
@@ -26,7 +25,6 @@ class TextStream:
         self._stops = tuple(stops)
         self._held = ""
         self._n_bytes = 0
-        self.released: list[str] = []
         self.stopped_by: str | None = None
 
     @property
@@ -38,10 +36,7 @@ class TextStream:
         """Add a token's bytes and return the text that may be shown now. After a stop nothing comes any more."""
         self._n_bytes += len(piece)
         text = self._decoder.decode(piece)
-        if not self._stops:
-            return text
-        self.released.append(self._release(self._held + text))
-        return self.released[-1]
+        return self._release(self._held + text) if self._stops else text
 
     def flush(self) -> str:
         """Return what was held, at the end of an answer. The bytes of an unfinished character are dropped."""

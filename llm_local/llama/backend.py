@@ -19,7 +19,7 @@ from llm_local.engine.pace import MOST_GUESSED
 from llm_local.engine.types import SamplingParams, Token
 from llm_local.errors import DecodeFailed, StartupError
 from llm_local.llama.candidates import Candidates
-from llm_local.llama.device_sampling import DeviceSampling
+from llm_local.llama.device_sampling import DeviceSampling, check
 from llm_local.llama.fingerprint import fingerprint
 from llm_local.llama.logs import native_log
 from llm_local.llama.model import LlamaModel
@@ -259,49 +259,27 @@ class LlamaBackend:
             StartupError: the device cannot sample, as it was told to.
         """
         if self._device is not None:
-            self._check_device_sampling()
+            check(lambda params: self.new_sampler(params, ()), lambda: self._decode_rows(1))
         sizes = []
         for n_rows in (1, 2):
             self._decode_rows(n_rows)
             sizes.append(int(llama_cpp.llama_state_seq_get_size(self._context, 0)))
-            llama_cpp.llama_memory_clear(self._memory, True)
         self.cell_bytes = sizes[1] - sizes[0]
         times: list[tuple[float, float]] = []
         n_rows, began = 1, time.perf_counter()
         while n_rows <= min(self.n_batch, self.n_ctx):
-            seconds = []
-            for _ in range(2):
-                seconds.append(self._decode_rows(n_rows))
-                llama_cpp.llama_memory_clear(self._memory, True)
-            times.append((n_rows * (1 + self.row_costs.output), min(seconds)))
+            seconds = min(self._decode_rows(n_rows) for _ in range(2))
+            times.append((n_rows * (1 + self.row_costs.output), seconds))
             n_rows *= 2
             # The next two take up to twice as long each.
-            if n_rows > self.n_outputs or time.perf_counter() - began + 4 * times[-1][1] > budget_s:
+            if n_rows > self.n_outputs or time.perf_counter() - began + 4 * seconds > budget_s:
                 break
+        llama_cpp.llama_memory_clear(self._memory, True)
         return times
 
-    def _check_device_sampling(self) -> None:
-        """Sample a token with all that is left to the device.
-
-        Raises:
-            StartupError: it cannot.
-        """
-        drawn = SamplingParams(top_k=40, top_p=0.9, min_p=0.05, temperature=0.8, logit_bias=((0, -1.0),))
-        for params in (SamplingParams(temperature=0.0), drawn):
-            sampler = self.new_sampler(params, ())
-            sampler.enter(0, freely=True)
-            try:
-                self._decode_rows(1)
-                sampler.sample(0)
-            except (DecodeFailed, RuntimeError) as error:
-                raise StartupError(f"LLM_BACKEND_SAMPLING: {native_log.why(str(error))}. Unset it") from error
-            finally:
-                sampler.leave()
-                sampler.close()
-                llama_cpp.llama_memory_clear(self._memory, True)
-
     def _decode_rows(self, n: int) -> float:
-        """Return the seconds that `n` rows with logits take, of a sequence of their own."""
+        """Return the seconds that `n` rows with logits take, which are all that is resident then."""
+        llama_cpp.llama_memory_clear(self._memory, True)
         batch = self._batch
         batch.native.n_tokens = n
         batch.tokens[:n] = batch.slots[:n] = 0

@@ -7,12 +7,15 @@ what comes back is a token. llama.cpp keeps one chain for each slot. Setting ano
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import llama_cpp
 
+from llm_local.engine.backend import Sampler
 from llm_local.engine.types import SamplingParams, Token
-from llm_local.errors import DecodeFailed
+from llm_local.errors import DecodeFailed, StartupError
+from llm_local.llama.logs import native_log
 
 
 def runs_on_device(params: SamplingParams) -> bool:
@@ -74,3 +77,26 @@ class DeviceSampling:
         for chain in self._chains.values():
             llama_cpp.llama_sampler_free(chain)
         self._chains.clear()
+
+
+def check(new_sampler: Callable[[SamplingParams], Sampler], decode_row: Callable[[], object]) -> None:
+    """Sample a token with all that is left to the device.
+
+    Args:
+        new_sampler: makes a sampler of the context.
+        decode_row: computes the first row of slot 0.
+
+    Raises:
+        StartupError: it cannot.
+    """
+    drawn = SamplingParams(top_k=40, top_p=0.9, min_p=0.05, temperature=0.8, logit_bias=((0, -1.0),))
+    for params in (SamplingParams(temperature=0.0), drawn):
+        sampler = new_sampler(params)
+        sampler.enter(0, freely=True)
+        try:
+            decode_row()
+            sampler.sample(0)
+        except (DecodeFailed, RuntimeError) as error:
+            raise StartupError(f"LLM_BACKEND_SAMPLING: {native_log.why(str(error))}. Unset it") from error
+        finally:
+            sampler.close()

@@ -12,19 +12,16 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 import llama_cpp
 import numpy as np
-import numpy.typing as npt
 
 from llm_local.engine.types import Token
 from llm_local.errors import DecodeFailed, LLMLocalError
 from llm_local.llama.backend import NativeBatch, new_context
 from llm_local.llama.model import LlamaModel
-
-Vector = npt.NDArray[np.float32]
+from llm_local.llama.pooling import NATIVE_POOLING, Pooling, Sum, Vector, gguf_pooling, normalized, pooled
 
 CHUNK_ROWS = 64
 """Rows of a causal model per step. llama.cpp computes logits for each of them, too: 64 x 152k floats are 39 MB."""
@@ -37,21 +34,6 @@ ENCODER_ROWS_ON_CPU = 192
 
 N_SLOTS = 16
 """Inputs in one batch."""
-
-
-class Pooling(StrEnum):
-    """How token vectors become one vector."""
-
-    MEAN = "mean"
-    CLS = "cls"
-    LAST = "last"
-
-
-NATIVE_POOLING = {
-    Pooling.MEAN: llama_cpp.LLAMA_POOLING_TYPE_MEAN,
-    Pooling.CLS: llama_cpp.LLAMA_POOLING_TYPE_CLS,
-    Pooling.LAST: llama_cpp.LLAMA_POOLING_TYPE_LAST,
-}
 
 
 class EmbeddingJob:
@@ -84,7 +66,7 @@ class _Input:
     tokens: list[Token]
     computed: int = 0
     slot: int = -1
-    sum: npt.NDArray[np.float64] | None = None
+    pooled: Sum | None = None
     vector: Vector | None = field(default=None)
 
 
@@ -120,7 +102,7 @@ class Embedder:
     ) -> None:
         self.model = model
         self.window = window
-        self.pooling = pooling or _gguf_pooling(model)
+        self.pooling = pooling or gguf_pooling(model)
         self._owns_model = owns_model
         self._chunked = model.is_causal
         self._budget = CHUNK_ROWS if self._chunked else ENCODER_ROWS if model.on_gpu else ENCODER_ROWS_ON_CPU
@@ -259,28 +241,16 @@ class Embedder:
         item = part.input
         item.computed += part.n_rows
         if self._chunked:
-            self._pool(part)
+            pointer = llama_cpp.llama_get_embeddings(self._context)
+            all_rows = np.ctypeslib.as_array(pointer, (part.first + part.n_rows, self.n_embd))
+            item.pooled = pooled(self.pooling, item.pooled, all_rows[part.first :])
         else:
             pointer = llama_cpp.llama_get_embeddings_seq(self._context, item.slot)
-            item.sum = np.ctypeslib.as_array(pointer, (self.n_embd,)).astype(np.float64)
+            item.pooled = np.ctypeslib.as_array(pointer, (self.n_embd,)).astype(np.float64)
         if item.computed == len(item.tokens):
-            assert item.sum is not None
-            item.vector = normalized(item.sum)
+            item.vector = normalized(item.pooled)
             self._leave(item)
             self._finish(item.job)
-
-    def _pool(self, part: _Part) -> None:
-        item = part.input
-        pointer = llama_cpp.llama_get_embeddings(self._context)
-        all_rows = np.ctypeslib.as_array(pointer, (part.first + part.n_rows, self.n_embd))
-        rows = all_rows[part.first :]
-        if self.pooling is Pooling.MEAN:
-            added = rows.sum(axis=0, dtype=np.float64)
-            item.sum = added if item.sum is None else item.sum + added
-        elif self.pooling is Pooling.LAST:
-            item.sum = rows[-1].astype(np.float64)
-        elif item.sum is None:
-            item.sum = rows[0].astype(np.float64)
 
     def _finish(self, job: EmbeddingJob) -> None:
         job.n_open -= 1
@@ -294,17 +264,3 @@ class Embedder:
         self._waiting = deque(item for item in self._waiting if item.job not in jobs)
         for job in jobs:
             self._post(job, error)
-
-
-def normalized(vector: npt.NDArray[np.float64]) -> Vector:
-    """Return the vector with L2 norm 1 (a zero vector as it is)."""
-    norm = float(np.linalg.norm(vector))
-    return (vector / norm if norm else vector).astype(np.float32)
-
-
-def _gguf_pooling(model: LlamaModel) -> Pooling:
-    number = model.metadata.get(f"{model.architecture}.pooling_type", "")
-    for pooling, native in NATIVE_POOLING.items():
-        if str(native) == number:
-            return pooling
-    return Pooling.MEAN

@@ -137,7 +137,7 @@ class LlamaSampler:
             self._narrowed.note(token)
 
     def close(self) -> None:
-        """Free the chain and its samplers."""
+        """Free the chain and its samplers; what the device has of it stays in the slot until another one comes."""
         if self._chain is not None:
             llama_cpp.llama_sampler_free(self._chain)
             self._chain = None

@@ -472,7 +472,7 @@ def test_cached_tokens_are_exactly_those_that_were_not_computed_whatever_tier_th
                 assert backend.rows_computed - before == rows
                 while disk._writing:
                     await asyncio.sleep(0.001)
-            assert engine._thread.scheduler.cache.n_restored > 0
+            assert engine._thread.scheduler.cache.parking.n_restored > 0
             assert disk.n_read > 0
             check_accounting(engine, backend)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm_local.engine import disk_cache, engine_thread, prefix_cache
+from llm_local.engine import disk_cache, engine_thread, parking
 from llm_local.engine.disk_cache import DiskCache
 from llm_local.engine.drafts import Drafts
 from llm_local.engine.engine import Engine
@@ -106,7 +106,7 @@ def test_an_answer_is_the_same_alone_batched_chunked_warm_shared_guessed_and_pre
     few = choose.choice([1, 32])
     monkeypatch.setattr(disk_cache, "WORTH_READING", few)
     monkeypatch.setattr(disk_cache, "READ_AGAIN_S", 0.01)
-    monkeypatch.setattr(prefix_cache, "WORTH_PARKING", few)
+    monkeypatch.setattr(parking, "WORTH_PARKING", few)
     if choose.random() < 0.8:
         # The fake computes faster than any disk reads: unmeasured, reading pays.
         monkeypatch.setattr(engine_thread, "PROMPT_ROWS", 10**9)
@@ -520,7 +520,7 @@ def test_a_hot_prefix_stays_resident() -> None:
             system = tuple(range(60))
             for n in range(12):
                 await collect(engine.submit([request((*system, 200 + n), 3, SamplingParams(ignore_eos=True))]))
-            assert engine._thread.scheduler.cache.n_restored == 0
+            assert engine._thread.scheduler.cache.parking.n_restored == 0
             assert backend.rows_computed == 60 + 12 * 3
 
     asyncio.run(scenario())
@@ -579,9 +579,9 @@ def test_what_is_resident_behind_a_long_prompt_that_is_gone_is_moved_to_the_fron
             cache = engine._thread.scheduler.cache
             await collect(engine.submit([request(long, 8, SamplingParams(ignore_eos=True))]))
             await collect(engine.submit([request((*system, 2), 8, SamplingParams(ignore_eos=True))]))
-            before, parked = backend.rows_computed, cache.n_parked
+            before, parked = backend.rows_computed, cache.parking.n_parked
             out = await collect(engine.submit([request((*system, 3), 1)]))
-            assert cache.n_parked > parked
+            assert cache.parking.n_parked > parked
             assert cache.cells.peak < 200, "the cells of the long prompt are no longer walked over"
             assert out[0][-1].usage.cached_tokens >= 60
             assert backend.rows_computed - before == 1, "and nothing was computed again"

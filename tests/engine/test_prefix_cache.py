@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from llm_local.engine import prefix_cache
 from llm_local.engine.host_cache import HostCache
+from llm_local.engine.parking import WORTH_PARKING, TierBytes
 from llm_local.engine.pins import Pins
 from llm_local.engine.prefix_cache import PrefixCache
 from llm_local.engine.radix_tree import common_prefix
@@ -84,7 +84,7 @@ def test_a_match_is_what_a_comparison_with_every_slot_finds(seed: int) -> None:
         found, common = cache.match(wanted)
         assert common == length
         assert (found.id if found is not None else None) in (slots or {None})
-        assert cache.kv_bytes().resident == 4 * backend.n_used
+        assert cache.parking.kv_bytes().resident == 4 * backend.n_used
         for slot in cache.slots:
             assert backend.tokens[slot.id] == slot.tokens[: slot.length].tolist()
 
@@ -231,9 +231,9 @@ def test_the_bytes_of_each_tier_are_counted() -> None:
     backend = FakeBackend(n_ctx=100, n_slots=4)
     cache = PrefixCache(backend, 4, 100, 100, HostCache(10_000))
     run(backend, cache, array(range(60)))
-    assert (cache.kv_bytes().resident, cache.kv_bytes().host, cache.kv_bytes().disk) == (240, 0, 0)
+    assert cache.parking.kv_bytes() == TierBytes(240, 0, 0)
     run(backend, cache, array(range(100, 170)))
-    assert (cache.kv_bytes().resident, cache.kv_bytes().host) == (280, 240)
+    assert cache.parking.kv_bytes() == TierBytes(280, 240, 0)
 
 
 def test_what_is_computed_sooner_than_loaded_is_neither_parked_nor_loaded() -> None:
@@ -241,8 +241,8 @@ def test_what_is_computed_sooner_than_loaded_is_neither_parked_nor_loaded() -> N
         backend = FakeBackend(n_ctx=100, n_slots=4)
         host = HostCache(10_000)
         cache = PrefixCache(backend, 4, 100, 100, host)
-        cache.rates.computed.add(1000, 1.0)
-        cache.rates.loaded.add(loads_per_s, 1.0)
+        cache.parking.rates.computed.add(1000, 1.0)
+        cache.parking.rates.loaded.add(loads_per_s, 1.0)
         run(backend, cache, array(range(60)))
         run(backend, cache, array(range(100, 170)))
         assert len(host) == parks
@@ -257,7 +257,7 @@ def test_what_is_in_the_host_tier_already_is_not_saved_again() -> None:
     host.put(array(range(80)), bytearray(array(range(80)).tobytes()))
     run(backend, cache, array(range(60)))
     run(backend, cache, array(range(100, 170)))
-    assert (len(host), cache.n_parked) == (1, 0)
+    assert (len(host), cache.parking.n_parked) == (1, 0)
 
 
 def test_rates_follow_what_was_measured_last_and_a_bad_one_is_tried_again() -> None:
@@ -280,6 +280,6 @@ def test_the_floor_below_which_nothing_is_moved() -> None:
     backend = FakeBackend(n_ctx=100, n_slots=4)
     host = HostCache(10_000)
     cache = PrefixCache(backend, 4, 100, 100, host)
-    run(backend, cache, array(range(prefix_cache.WORTH_PARKING - 1)))
+    run(backend, cache, array(range(WORTH_PARKING - 1)))
     run(backend, cache, array(range(100, 190)))
     assert len(host) == 0

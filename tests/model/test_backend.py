@@ -24,11 +24,12 @@ from llm_local.engine.logprobs import log_sum_exp
 from llm_local.engine.types import GenerationRequest, SamplingParams
 from llm_local.llama.backend import ContextParams, LlamaBackend
 from llm_local.llama.candidates import NarrowedSampling
-from llm_local.llama.embedder import Embedder, Pooling
+from llm_local.llama.embedder import Embedder
 from llm_local.llama.header import read_shape
 from llm_local.llama.host import locked_bytes
 from llm_local.llama.model import LlamaModel
 from llm_local.llama.need import kv_bytes_per_token
+from llm_local.llama.pooling import Pooling
 
 pytestmark = pytest.mark.model
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import llama_cpp
 import numpy as np
 import pytest
 
@@ -130,6 +131,16 @@ def test_a_chain_goes_on_in_another_slot_as_if_it_had_stayed(backend: LlamaBacke
     stayed = draws(moves=False)
     assert len(set(stayed)) > 3
     assert draws(moves=True) == stayed
+
+
+def test_the_chain_of_an_answer_that_is_over_is_not_copied_back(
+    smol: LlamaModel, monkeypatch: pytest.MonkeyPatch, sampled_on_device: list[int]
+) -> None:
+    copies, clone = [], llama_cpp.llama_sampler_clone
+    monkeypatch.setattr(llama_cpp, "llama_sampler_clone", lambda chain: copies.append(chain) or clone(chain))
+    texts(run_engine(new_backend(smol, on_device=True), [GenerationRequest(tuple(smol.tokenize(TEXT)), GREEDY, 12)]))
+    assert len(sampled_on_device) == 12
+    assert len(copies) == 1, "to the device"
 
 
 def test_a_slot_that_the_device_sampled_has_logits_for_the_next_one(backend: LlamaBackend, smol: LlamaModel) -> None:
