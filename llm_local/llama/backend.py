@@ -25,7 +25,7 @@ from llm_local.llama.logs import native_log
 from llm_local.llama.model import LlamaModel
 from llm_local.llama.row_costs import row_costs
 from llm_local.llama.sampler import LlamaSampler, row_logits
-from llm_local.llama.threads import ThreadGovernor
+from llm_local.llama.threads import ContextThreads
 
 MAX_SLOTS = 256
 """LLAMA_MAX_SEQ of llama.cpp: most sequences of one context."""
@@ -149,10 +149,8 @@ class LlamaBackend:
         native.swa_full = True
         native.no_perf = True
         self._model = model
-        self._params = params
-        self._governor = ThreadGovernor(params.n_threads)
-        self._n_threads = params.n_threads
         self._context = new_context(model, native, "generation")
+        self._threads = ContextThreads(self._context, params.n_threads, params.n_threads_batch)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._device = DeviceSampling(self._context) if params.backend_sampling else None
         self._batch = NativeBatch(params.n_batch)
@@ -175,7 +173,7 @@ class LlamaBackend:
         own.positions[:rows] = batch.positions[:rows]
         own.slots[:rows] = batch.slots[:rows]
         own.outputs[:rows] = batch.outputs[:rows]
-        self._set_threads()
+        self._threads.settle()
         code = llama_cpp.llama_decode(self._context, own.native)
         if code == 1:
             raise NoRoom("llama_decode found no place in the KV cache")
@@ -183,14 +181,6 @@ class LlamaBackend:
             raise DecodeFailed(f"The model could not compute this batch (llama_decode returned {code}).")
         # A GPU still computes here. The logits are wanted next in any case, and so the time of a decode is known.
         llama_cpp.llama_synchronize(self._context)
-
-    def _set_threads(self) -> None:
-        """Use as many threads as find a CPU of their own."""
-        n, most = self._governor.look(), self._governor.most
-        if n != self._n_threads:
-            self._n_threads = n
-            batch = max(round(self._params.n_threads_batch * n / most), 1) if self._params.n_threads_batch else n
-            llama_cpp.llama_set_n_threads(self._context, n, batch)
 
     def logits(self, row: int) -> Logits:
         """Return the logits of a row; see `Backend.logits`."""

@@ -22,6 +22,7 @@ from llm_local.errors import DecodeFailed, LLMLocalError
 from llm_local.llama.backend import NativeBatch, new_context
 from llm_local.llama.model import LlamaModel
 from llm_local.llama.pooling import NATIVE_POOLING, Pooling, Sum, Vector, gguf_pooling, normalized, pooled
+from llm_local.llama.threads import ContextThreads
 
 CHUNK_ROWS = 64
 """Rows of a causal model per step. llama.cpp computes logits for each of them, too: 64 x 152k floats are 39 MB."""
@@ -83,7 +84,7 @@ class Embedder:
     Args:
         model: the weights, shared with the generation context or of their own.
         window: most tokens of one input.
-        n_threads: CPU threads.
+        n_threads: most CPU threads.
         pooling: None takes what the GGUF says, else the mean.
         owns_model: close the model at the end.
 
@@ -108,6 +109,7 @@ class Embedder:
         self._budget = CHUNK_ROWS if self._chunked else ENCODER_ROWS if model.on_gpu else ENCODER_ROWS_ON_CPU
         self._n_rows = min(self._budget, window) if self._chunked else max(self._budget, window)
         self._context = new_context(model, self._params(n_threads), "embedding")
+        self._threads = ContextThreads(self._context, n_threads)
         self._memory = llama_cpp.llama_get_memory(self._context) if self._chunked else None
         self._batch = NativeBatch(self._n_rows)
         self._inbox: queue.SimpleQueue[_Input] = queue.SimpleQueue()
@@ -160,6 +162,7 @@ class Embedder:
         parts = self._fill()
         if not parts:
             return
+        self._threads.settle()
         code = llama_cpp.llama_decode(self._context, self._batch.native)
         if code != 0:
             self._fail(parts, DecodeFailed(f"The model could not embed this batch (llama_decode returned {code})."))

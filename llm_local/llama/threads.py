@@ -10,6 +10,9 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
+
+import llama_cpp
 
 PROC_STAT = Path("/proc/stat")
 
@@ -66,6 +69,29 @@ class ThreadGovernor:
                 user, nice, system, _idle, _iowait, irq, softirq, steal = (int(field) for field in fields[:8])
                 ticks += user + nice + system + irq + softirq + steal
         return ticks * self._tick_s
+
+
+class ContextThreads:
+    """The threads of a native context: as many as find a CPU of their own.
+
+    Args:
+        context: native context, made with these threads.
+        n: threads of a small batch.
+        n_batch: of a large one; None for the same.
+    """
+
+    def __init__(self, context: Any, n: int, n_batch: int | None = None) -> None:
+        self._context = context
+        self._governor = ThreadGovernor(n)
+        self._n = n
+        self._n_batch = n_batch or n
+
+    def settle(self) -> None:
+        """Set them for the next decode."""
+        n, most = self._governor.look(), self._governor.most
+        if n != self._n:
+            self._n = n
+            llama_cpp.llama_set_n_threads(self._context, n, max(round(self._n_batch * n / most), 1))
 
 
 def _affinity() -> set[int]:

@@ -30,6 +30,7 @@ from llm_local.llama.host import locked_bytes
 from llm_local.llama.model import LlamaModel
 from llm_local.llama.need import kv_bytes_per_token
 from llm_local.llama.pooling import Pooling
+from llm_local.llama.threads import ThreadGovernor
 
 pytestmark = pytest.mark.model
 
@@ -485,6 +486,20 @@ def test_prompts_may_have_threads_of_their_own(smol: LlamaModel) -> None:
     assert llama_cpp.llama_n_threads(backend._context) == 2
     assert llama_cpp.llama_n_threads_batch(backend._context) == 1
     backend.close()
+
+
+def test_a_thread_makes_way_for_other_processes_in_both_contexts(
+    smol: LlamaModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ThreadGovernor, "look", lambda _: 1)
+    backend, *_ = computed(smol, n_threads_batch=4)
+    embedder = Embedder(smol, window=64, n_threads=2)
+    embed(embedder, ["short"])
+    assert llama_cpp.llama_n_threads(backend._context) == 1
+    assert llama_cpp.llama_n_threads_batch(backend._context) == 2, "in proportion"
+    assert llama_cpp.llama_n_threads_batch(embedder._context) == 1
+    backend.close()
+    embedder.close(RuntimeError("end"))  # type: ignore[arg-type]
 
 
 def test_weights_are_mapped_or_read_and_locked_when_told_to(smol_path: Path, tmp_path: Path) -> None:
