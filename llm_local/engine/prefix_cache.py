@@ -185,7 +185,9 @@ class PrefixCache:
         self.rates.loaded.add(len(parked.data), time.perf_counter() - began)
         if common == n and parked.tokens not in self.pins:
             self._host.remove(parked)
-        self.extend(target, parked.tokens)
+        # The rest was needed to load it, and may be longer than the window: it is of an earlier run with a larger one.
+        self._memory.trim(target.id, common)
+        self.extend(target, parked.tokens[:common])
         self._occupy(target, common, reserve)
         self.n_restored += 1
         return target, common
