@@ -415,3 +415,32 @@ def test_a_constraint_with_a_bug_ends_its_own_answer_only() -> None:
             assert (await collect(engine.submit([request((3,), 4)])))[0][-1].finish is not None
 
     asyncio.run(scenario())
+
+
+class Panic(BaseException):
+    """What a panic in Rust is to Python."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), Panic("a bug")], ids=["Python", "Rust"])
+@pytest.mark.parametrize(("question", "says"), [("may_end", END), ("must_end", 65), ("completes", 65)])
+def test_a_bug_at_the_end_of_an_answer_ends_that_answer_only(question: str, says: int, error: BaseException) -> None:
+    def broken(constraint: Scripted, *_: str) -> bool:
+        raise error
+
+    members = {question: broken if question == "completes" else property(broken), "allows": lambda *_: True}
+    constraint = type("Broken", (Scripted,), members)([[65], [66]])
+
+    class Saying(FakeBackend):
+        def next_logits(self, history: tuple[int, ...]) -> np.ndarray:
+            return np.eye(N_VOCAB, dtype=np.float32)[says] * 50
+
+    async def scenario() -> None:
+        async with running(Saying()) as engine:
+            stop = ("A",) if question == "completes" else ()
+            wanted = request((1,), 9, SamplingParams(), stop=stop)
+            with pytest.raises(ConstraintFailed, match="internal error"):
+                await collect(engine.submit([wanted], constraints=[constraint]))
+            assert constraint.closed == 1
+            assert (await collect(engine.submit([request((3,), 4)])))[0][-1].finish is not None
+
+    asyncio.run(scenario())
