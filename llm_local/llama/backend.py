@@ -176,7 +176,11 @@ class LlamaBackend:
         own.slots[:rows] = batch.slots[:rows]
         own.outputs[:rows] = batch.outputs[:rows]
         self._set_threads()
-        code = llama_cpp.llama_decode(self._context, own.native)
+        self._compute()
+
+    def _compute(self) -> None:
+        """Compute what is in the native batch."""
+        code = llama_cpp.llama_decode(self._context, self._batch.native)
         if code == 1:
             raise NoRoom("llama_decode found no place in the KV cache")
         if code != 0:
@@ -256,10 +260,19 @@ class LlamaBackend:
             Work (see `engine.step_time`) and seconds of each decode, of rising size, within about `budget_s`.
 
         Raises:
-            StartupError: the device cannot sample, as it was told to.
+            StartupError: rows cannot be computed, or the device cannot sample, as it was told to.
         """
         if self._device is not None:
-            self._check_device_sampling()
+            self._check_device_sampling(self._device)
+        try:
+            return self._measure(budget_s)
+        except (DecodeFailed, NoRoom) as error:
+            raise StartupError(
+                f"cannot compute with {self._model.path.name}: {native_log.why(str(error))}. "
+                "Lower LLM_GPU_LAYERS, LLM_UBATCH_SIZE or LLM_CTX"
+            ) from error
+
+    def _measure(self, budget_s: float) -> list[tuple[float, float]]:
         sizes = []
         for n_rows in (1, 2):
             self._decode_rows(n_rows)
@@ -280,8 +293,8 @@ class LlamaBackend:
                 break
         return times
 
-    def _check_device_sampling(self) -> None:
-        """Sample a token with all that is left to the device.
+    def _check_device_sampling(self, device: DeviceSampling) -> None:
+        """Sample a token with all that is left to the device, and leave no chain behind: rows are measured next.
 
         Raises:
             StartupError: it cannot.
@@ -298,6 +311,7 @@ class LlamaBackend:
             finally:
                 sampler.leave()
                 sampler.close()
+                device.put(0, None)
                 llama_cpp.llama_memory_clear(self._memory, True)
 
     def _decode_rows(self, n: int) -> float:
@@ -308,8 +322,7 @@ class LlamaBackend:
         batch.positions[:n] = np.arange(n)
         batch.outputs[:n] = 1
         began = time.perf_counter()
-        llama_cpp.llama_decode(self._context, batch.native)
-        llama_cpp.llama_synchronize(self._context)
+        self._compute()
         return time.perf_counter() - began
 
     def close(self) -> None:
