@@ -238,6 +238,20 @@ def test_forced_tokens_ride_together_as_far_as_those_who_read_along_can_bear(
     assert outputs == [1, *[0] * (len(pieces) - 1), 1], "no logits while there is no choice"
 
 
+def test_progress_is_of_the_prompt_and_not_of_what_is_forced_after_it() -> None:
+    async def scenario() -> None:
+        async with running(FakeBackend(n_batch=64), prefill_chunk=8) as engine:
+            engine._thread.scheduler._pace.spare_work = lambda work: math.inf  # type: ignore[method-assign]
+            constraint = Scripted([[65], *[[66]] * 90, [70]], [[], [66] * 90])
+            wanted = request(tuple(range(30)), 92, SamplingParams(), speculate=True, lookup=False, report_progress=True)
+            deltas = (await collect(engine.submit([wanted], constraints=[constraint])))[0]
+            assert "".join(delta.text for delta in deltas) == "A" + "B" * 90 + "F"
+            answering = next(at for at, delta in enumerate(deltas) if delta.text)
+            assert not any(delta.progress for delta in deltas[answering + 1 :])
+
+    asyncio.run(scenario())
+
+
 def test_with_a_seed_no_measured_time_decides_how_many_forced_tokens_ride_together() -> None:
     async def scenario(spare: float) -> list[list[tuple[int, int]]]:
         backend = FakeBackend(n_batch=64)
