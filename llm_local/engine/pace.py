@@ -96,7 +96,7 @@ class Pace:
         rows = self._few(self.costs.work(batch), position, self._gap_s(answers, n_prompts))
         room = batch.room
         if batch.n_rows < self.costs.tile:
-            room = min(room, self.costs.tile - 1 - batch.n_rows)
+            room = min(room, max(self.costs.tile - 1 - batch.n_rows, LEAST_PROMPT_ROWS))
         return min(room, UNKNOWN_PROMPT_ROWS if rows is None else max(rows, LEAST_PROMPT_ROWS))
 
     def rows_apart(self, n_max: int, answers: Answers, *, position: int, n_prompts: int = 1) -> int:
