@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +13,10 @@ import numpy.typing as npt
 from llm_local.engine.types import Token
 from llm_local.errors import EngineError
 
+log = logging.getLogger(__name__)
+
 Allowed = npt.NDArray[np.bool_]
+T = TypeVar("T")
 
 
 class ConstraintFailed(EngineError):
@@ -70,3 +75,18 @@ class Constraint(Protocol):
     def close(self) -> None:
         """Free what it holds. Calling twice is harmless."""
         ...
+
+
+def ask(question: Callable[..., T], *arguments: object) -> T:
+    """Ask a constraint; a bug of its own ends its answer, and not the engine.
+
+    Raises:
+        ConstraintFailed: it cannot go on.
+    """
+    try:
+        return question(*arguments)
+    except ConstraintFailed:
+        raise
+    except BaseException as error:  # A panic in Rust is no `Exception`.
+        log.exception("a constraint broke")
+        raise ConstraintFailed("The grammar could not be followed: an internal error, which is in the log.") from error

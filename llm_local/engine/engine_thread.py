@@ -240,7 +240,7 @@ class EngineThread:
         if sequence.wants_prompt_logits:
             prompt_logprobs(sequence, part, self._backend)
         if sequence.pending > 0:
-            if sequence.request.report_progress:
+            if sequence.request.report_progress and sequence.first_token_at is None:
                 self.post(sequence.stream, sequence.progress())
             return
         if sequence.first_token_at is None:
@@ -251,6 +251,9 @@ class EngineThread:
             try:
                 self._writer.write(sequence, part)
             except (ConstraintFailed, DecodeFailed) as error:
+                if isinstance(error, DecodeFailed):
+                    # What logits cannot be had of is nothing to go on from.
+                    self.scheduler.forget(sequence)
                 self._end(sequence, sequence.failed(error))
                 return
         delta = sequence.delta()

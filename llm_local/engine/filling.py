@@ -58,17 +58,21 @@ class Filling:
         n_apart = self._pace.rows_apart(min(batch.n_max, n_left), answers, **reading) if few and prompts else 0
         self._prompts_turn = n_apart > 0 and not self._prompts_turn
         if not self._prompts_turn:
-            self._add_decodes(batch, few, answers, n_running=len(running))
+            # Of the rows with logits, half are for prompts that want them, or guesses could keep them for ever.
+            n_outputs = self._prompt_outputs // (1 + any(sequence.wants_prompt_logits for sequence in prompts))
+            self._add_decodes(batch, few, answers, n_running=len(running), n_outputs=n_outputs)
         if prompts and (self._prompts_turn or not n_apart):
             n = n_apart or self._pace.prompt_rows(batch, answers, n_left, **reading)
             self._add_prompts(batch, prompts, n, whole=n >= self._pace.costs.tile > 0)
 
-    def _add_decodes(self, batch: Batch, few: list[Sequence], answers: Answers, *, n_running: int) -> None:
-        """Add all pending rows of these sequences, and guesses behind them."""
+    def _add_decodes(
+        self, batch: Batch, few: list[Sequence], answers: Answers, *, n_running: int, n_outputs: int
+    ) -> None:
+        """Add all pending rows of these sequences, and at most `n_outputs` guesses behind them."""
         for sequence in few:
             sequence.n_guessed = 0
         n_pending = sum(sequence.pending for sequence in few)
-        room = min(batch.room - n_running - n_pending + len(few), self._prompt_outputs)
+        room = min(batch.room - n_running - n_pending + len(few), n_outputs)
         if self._promised is not None:
             self._guess([sequence for sequence in few if sequence.n_generated], room, answers, self._promised)
         for sequence in few:

@@ -100,7 +100,7 @@ class Pace:
         rows = self._few(self.costs.work(batch), position, self._gap_s(answers, n_prompts))
         room = batch.room
         if batch.n_rows < self.costs.tile:
-            room = min(room, self.costs.tile - 1 - batch.n_rows)
+            room = min(room, max(self.costs.tile - 1 - batch.n_rows, LEAST_PROMPT_ROWS))
         if rows is None:
             return min(room, UNKNOWN_PROMPT_ROWS)
         if self._target_gap_s is None and n_left <= LAST_PIECE * rows:

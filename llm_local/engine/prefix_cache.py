@@ -142,7 +142,9 @@ class PrefixCache:
         if not self.parking.load(target, parked, common):
             self.drop(target)
             return None
-        self.extend(target, parked.tokens)
+        # The rest was needed to load it, and may be longer than the window: it is of an earlier run with a larger one.
+        self._memory.trim(target.id, common)
+        self.extend(target, parked.tokens[:common])
         self._occupy(target, common, reserve)
         return target, common
 

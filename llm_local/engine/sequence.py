@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llm_local.engine.constraint import ask
 from llm_local.engine.lookup import Lookup
 from llm_local.engine.text import LogprobQueue, TextStream
 from llm_local.engine.types import Delta, FinishReason, GenerationRequest, Progress, Token, TokenLogprob, Usage
@@ -185,15 +186,17 @@ class Sequence:
     @property
     def _is_whole(self) -> bool:
         """Whether what is constrained is complete: a stop string cuts it short, and not always at a regular end."""
-        if self.constraint is None:
+        constraint = self.constraint
+        if constraint is None:
             return True
         if self._text_before_stop is not None and self.text.stopped_by is not None:
-            return self.constraint.completes("".join(self._text_before_stop))
-        return self.constraint.may_end
+            return ask(constraint.completes, "".join(self._text_before_stop))
+        return ask(lambda: constraint.may_end)
 
     @property
     def _must_end(self) -> bool:
-        return self.constraint is not None and self.constraint.must_end
+        constraint = self.constraint
+        return constraint is not None and ask(lambda: constraint.must_end)
 
     def delta(self) -> Delta | None:
         """Return what is new since the last delta, or None when nothing is."""

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
-from typing import TypeVar
 
 from llm_local.engine.backend import Backend
 from llm_local.engine.batch import Part
-from llm_local.engine.constraint import ConstraintFailed
+from llm_local.engine.constraint import ConstraintFailed, ask
 from llm_local.engine.logprobs import token_logprob
 from llm_local.engine.sequence import Sequence
 from llm_local.engine.stats import EngineStats
 from llm_local.engine.types import Token
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 MOST_REFUSALS = 32
 """Draws for one token; a constraint that knows its mask needs two at the most."""
@@ -82,14 +76,14 @@ class Writer:
             return token
         began = time.perf_counter()
         for _ in range(MOST_REFUSALS):
-            if _ask(constraint.allows, token):
+            if ask(constraint.allows, token):
                 break
             self._stats.refused_tokens += 1
-            token = sequence.sampler.sample(row, _ask(constraint.allowed))
+            token = sequence.sampler.sample(row, ask(constraint.allowed))
         else:
             raise ConstraintFailed("The grammar could not be followed: every token that was tried is refused.")
         if not self._backend.is_end(token):
-            _ask(constraint.accept, token)
+            ask(constraint.accept, token)
         sequence.constraint_s += time.perf_counter() - began
         return token
 
@@ -107,7 +101,7 @@ class Writer:
         if constraint is None or sequence.done or sequence.request.params.logprobs is not None:
             return
         began = time.perf_counter()
-        sequence.forced = list(_ask(constraint.forced))
+        sequence.forced = list(ask(constraint.forced))
         sequence.constraint_s += time.perf_counter() - began
 
     def _write_forced(self, sequence: Sequence, most_rows: int) -> None:
@@ -121,20 +115,9 @@ class Writer:
             if sequence.done or sequence.pending >= most_rows or sequence.n_generated >= sequence.request.max_tokens:
                 break
             n += 1
-            _ask(constraint.accept, token)
+            ask(constraint.accept, token)
             sequence.sampler.accept(token)
             sequence.append(token, self._backend.piece(token), is_end=False)
         del sequence.forced[:n]
         sequence.n_forced += n
         sequence.constraint_s += time.perf_counter() - began
-
-
-def _ask(question: Callable[..., T], *arguments: Token) -> T:
-    """Ask a constraint; a bug of its own ends its answer, and not the engine."""
-    try:
-        return question(*arguments)
-    except ConstraintFailed:
-        raise
-    except Exception as error:
-        log.exception("a constraint broke")
-        raise ConstraintFailed("The grammar could not be followed: an internal error, which is in the log.") from error

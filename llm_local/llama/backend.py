@@ -174,7 +174,11 @@ class LlamaBackend:
         own.slots[:rows] = batch.slots[:rows]
         own.outputs[:rows] = batch.outputs[:rows]
         self._threads.settle()
-        code = llama_cpp.llama_decode(self._context, own.native)
+        self._compute()
+
+    def _compute(self) -> None:
+        """Compute what is in the native batch."""
+        code = llama_cpp.llama_decode(self._context, self._batch.native)
         if code == 1:
             raise NoRoom("llama_decode found no place in the KV cache")
         if code != 0:
@@ -246,10 +250,19 @@ class LlamaBackend:
             Work (see `engine.step_time`) and seconds of each decode, of rising size, within about `budget_s`.
 
         Raises:
-            StartupError: the device cannot sample, as it was told to.
+            StartupError: rows cannot be computed, or the device cannot sample, as it was told to.
         """
         if self._device is not None:
-            check(lambda params: self.new_sampler(params, ()), lambda: self._decode_rows(1))
+            check(self._device, lambda params: self.new_sampler(params, ()), lambda: self._decode_rows(1))
+        try:
+            return self._measure(budget_s)
+        except (DecodeFailed, NoRoom) as error:
+            raise StartupError(
+                f"cannot compute with {self._model.path.name}: {native_log.why(str(error))}. "
+                "Lower LLM_GPU_LAYERS, LLM_UBATCH_SIZE or LLM_CTX"
+            ) from error
+
+    def _measure(self, budget_s: float) -> list[tuple[float, float]]:
         sizes = []
         for n_rows in (1, 2):
             self._decode_rows(n_rows)
@@ -276,8 +289,7 @@ class LlamaBackend:
         batch.positions[:n] = np.arange(n)
         batch.outputs[:n] = 1
         began = time.perf_counter()
-        llama_cpp.llama_decode(self._context, batch.native)
-        llama_cpp.llama_synchronize(self._context)
+        self._compute()
         return time.perf_counter() - began
 
     def close(self) -> None:

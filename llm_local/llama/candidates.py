@@ -126,10 +126,10 @@ class Candidates:
         """The token that the last sampler of a chain selected.
 
         Raises:
-            DecodeFailed: it selected none (the logits are not numbers).
+            DecodeFailed: it selected none, or one without a logit (they are not numbers).
         """
         selected = int(self.native.selected)
-        if not 0 <= selected < self.native.size:
+        if not 0 <= selected < self.native.size or math.isnan(self.native.data[selected].logit):
             raise DecodeFailed("No token could be sampled: the model's logits are not numbers.")
         return int(self.native.data[selected].id)
 

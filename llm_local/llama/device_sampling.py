@@ -79,10 +79,13 @@ class DeviceSampling:
         self._chains.clear()
 
 
-def check(new_sampler: Callable[[SamplingParams], Sampler], decode_row: Callable[[], object]) -> None:
-    """Sample a token with all that is left to the device.
+def check(
+    device: DeviceSampling, new_sampler: Callable[[SamplingParams], Sampler], decode_row: Callable[[], object]
+) -> None:
+    """Sample a token with all that is left to the device, and leave no chain behind: rows are measured next.
 
     Args:
+        device: of the context.
         new_sampler: makes a sampler of the context.
         decode_row: computes the first row of slot 0.
 
@@ -100,3 +103,4 @@ def check(new_sampler: Callable[[SamplingParams], Sampler], decode_row: Callable
             raise StartupError(f"LLM_BACKEND_SAMPLING: {native_log.why(str(error))}. Unset it") from error
         finally:
             sampler.close()
+            device.put(0, None)

@@ -238,6 +238,20 @@ def test_forced_tokens_ride_together_as_far_as_those_who_read_along_can_bear(
     assert outputs == [1, *[0] * (len(pieces) - 1), 1], "no logits while there is no choice"
 
 
+def test_progress_is_of_the_prompt_and_not_of_what_is_forced_after_it() -> None:
+    async def scenario() -> None:
+        async with running(FakeBackend(n_batch=64), prefill_chunk=8) as engine:
+            engine._thread.scheduler._pace.spare_work = lambda work: math.inf  # type: ignore[method-assign]
+            constraint = Scripted([[65], *[[66]] * 90, [70]], [[], [66] * 90])
+            wanted = request(tuple(range(30)), 92, SamplingParams(), speculate=True, lookup=False, report_progress=True)
+            deltas = (await collect(engine.submit([wanted], constraints=[constraint])))[0]
+            assert "".join(delta.text for delta in deltas) == "A" + "B" * 90 + "F"
+            answering = next(at for at, delta in enumerate(deltas) if delta.text)
+            assert not any(delta.progress for delta in deltas[answering + 1 :])
+
+    asyncio.run(scenario())
+
+
 def test_with_a_seed_no_measured_time_decides_how_many_forced_tokens_ride_together() -> None:
     async def scenario(spare: float) -> list[list[tuple[int, int]]]:
         backend = FakeBackend(n_batch=64)
@@ -412,6 +426,35 @@ def test_a_constraint_with_a_bug_ends_its_own_answer_only() -> None:
                 with pytest.raises(ConstraintFailed, match="internal error"):
                     await collect(engine.submit([request((1,), 9, SamplingParams())], constraints=[broken]))
                 assert broken.closed == 1
+            assert (await collect(engine.submit([request((3,), 4)])))[0][-1].finish is not None
+
+    asyncio.run(scenario())
+
+
+class Panic(BaseException):
+    """What a panic in Rust is to Python."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), Panic("a bug")], ids=["Python", "Rust"])
+@pytest.mark.parametrize(("question", "says"), [("may_end", END), ("must_end", 65), ("completes", 65)])
+def test_a_bug_at_the_end_of_an_answer_ends_that_answer_only(question: str, says: int, error: BaseException) -> None:
+    def broken(constraint: Scripted, *_: str) -> bool:
+        raise error
+
+    members = {question: broken if question == "completes" else property(broken), "allows": lambda *_: True}
+    constraint = type("Broken", (Scripted,), members)([[65], [66]])
+
+    class Saying(FakeBackend):
+        def next_logits(self, history: tuple[int, ...]) -> np.ndarray:
+            return np.eye(N_VOCAB, dtype=np.float32)[says] * 50
+
+    async def scenario() -> None:
+        async with running(Saying()) as engine:
+            stop = ("A",) if question == "completes" else ()
+            wanted = request((1,), 9, SamplingParams(), stop=stop)
+            with pytest.raises(ConstraintFailed, match="internal error"):
+                await collect(engine.submit([wanted], constraints=[constraint]))
+            assert constraint.closed == 1
             assert (await collect(engine.submit([request((3,), 4)])))[0][-1].finish is not None
 
     asyncio.run(scenario())

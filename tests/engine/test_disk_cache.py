@@ -84,6 +84,13 @@ def test_what_was_parked_is_there_again_after_a_restart(tmp_path: Path) -> None:
     assert disk.n_read == 1
 
 
+def test_an_entry_that_is_longer_than_sequences_may_be_now_is_used_as_far_as_it_goes(tmp_path: Path) -> None:
+    prompt = prompt_of(1, length=100)
+    ask(tmp_path, prompt)
+    cached, _, disk = ask(tmp_path, (*prompt[:60], 7, 8), window=70)
+    assert (cached, disk.n_read) == (60, 1)
+
+
 def test_short_sequences_are_not_written(tmp_path: Path) -> None:
     ask(tmp_path, prompt_of(1, length=30))
     assert files(tmp_path) == []

@@ -23,7 +23,7 @@ from llm_local.engine.types import Delta, FinishReason, GenerationRequest, Sampl
 from llm_local.engine.warm import warm
 from llm_local.errors import DeadlineExceeded, DecodeFailed, Draining, EngineDead, QueueFull
 from tests.examples import seeds
-from tests.fakes import END, FakeBackend, FakeDrafter, expected_tokens
+from tests.fakes import END, FakeBackend, FakeDrafter, FakeSampler, expected_tokens
 
 GREEDY = SamplingParams(temperature=0.0, logprobs=0)
 
@@ -375,6 +375,24 @@ def test_rows_that_a_failed_batch_left_behind_are_forgotten() -> None:
             for prompt in ((1, 2, 3), (4, 5), (1, 2, 9)):
                 tokens = await sampled(engine.submit([request(prompt, 5, params)]))
                 assert tokens == without_end(expected_tokens(prompt, params, 5))
+
+    asyncio.run(scenario())
+
+
+def test_what_could_not_be_sampled_is_computed_anew_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(sampler: FakeSampler, row: int, allowed: np.ndarray | None = None) -> int:
+        raise DecodeFailed("not numbers")
+
+    async def scenario() -> None:
+        backend, prompt = FakeBackend(), tuple(range(40))
+        async with running(backend) as engine:
+            with monkeypatch.context() as patch:
+                patch.setattr(FakeSampler, "sample", failing)
+                with pytest.raises(DecodeFailed):
+                    await collect(engine.submit([request(prompt, 5)]))
+            out = await collect(engine.submit([request(prompt, 5)]))
+            assert out[0][-1].usage.cached_tokens == 0
+            check_accounting(engine, backend)
 
     asyncio.run(scenario())
 

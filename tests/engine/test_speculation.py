@@ -224,6 +224,7 @@ def test_deep_in_a_prompt_whole_tiles_are_read_between_the_steps_of_answers() ->
     assert rows_apart(obeyed, 3, position=4000) == 0
     assert prompt_rows(obeyed, 3, position=4000) < 12, "not beyond a target"
     assert prompt_rows(Pace(known_costs(0.03, 0.0001, ATTENTION)), 3) == 60, "beside answers less than a tile"
+    assert [prompt_rows(asked, n) for n in (58, 63)] == [8, 8], "however many they are"
     assert prompt_rows(asked, 0, position=4000) % 64 == 0
     assert rows_apart(Pace(known_costs(0.03, 0.004)), 3, position=4000) == 0, "without tiles"
     assert rows_apart(Pace(known_costs(0.03, 0.004, ATTENTION), prefill_chunk=9), 3, position=4000) == 0
@@ -263,6 +264,28 @@ def test_a_right_prediction_takes_fewer_steps_and_is_counted(monkeypatch: pytest
             assert usage.predicted_tokens - usage.predicted_accepted_tokens >= 1
             assert usage.accepted_tokens == usage.predicted_accepted_tokens
             check_accounting(engine, backend)
+
+    asyncio.run(scenario())
+
+
+def test_a_prompt_that_wants_logits_is_read_beside_answers_that_are_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    always(monkeypatch)
+
+    async def scenario() -> None:
+        backend = FakeBackend(n_ctx=256, n_batch=64, n_outputs=14)
+        backend.delay_s = 0.002
+        async with running(backend, max_running=2, answer_reserve=200) as engine:
+            params = SamplingParams(temperature=0.0, ignore_eos=True, logprobs=0)
+            right = tuple(expected_tokens((1, 2, 3), params, 120))
+            guessed = engine.submit([request((1, 2, 3), 120, params, speculate=True, prediction=right)])
+            await anext(guessed)
+            scored = asyncio.create_task(
+                collect(engine.submit([request(tuple(range(20)), 1, params, prompt_logprobs=True)]))
+            )
+            out = await collect(guessed)
+            assert out[0][-1].usage.accepted_tokens > 80
+            assert scored.done()
+            await scored
 
     asyncio.run(scenario())
 

@@ -22,6 +22,7 @@ from llm_local.engine.batch import Batch
 from llm_local.engine.engine import Engine
 from llm_local.engine.logprobs import log_sum_exp
 from llm_local.engine.types import GenerationRequest, SamplingParams
+from llm_local.errors import DecodeFailed, StartupError
 from llm_local.llama.backend import ContextParams, LlamaBackend
 from llm_local.llama.candidates import NarrowedSampling
 from llm_local.llama.embedder import Embedder
@@ -125,6 +126,12 @@ def test_what_cannot_be_loaded_is_refused_and_can_be_trimmed(backend: LlamaBacke
     backend.trim(5, 0)
     assert backend.load(2, data)
     rows(backend, ([5], len(tokens), 2))
+
+
+def test_a_device_that_computes_nothing_ends_the_start(backend: LlamaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_cpp, "llama_decode", lambda context, batch: -3)
+    with pytest.raises(StartupError, match=r"cannot compute with .*\.gguf: .*-3.*LLM_GPU_LAYERS"):
+        backend.warm_up()
 
 
 def test_neighbours_in_a_batch_do_not_leak_into_each_other(backend: LlamaBackend, smol: LlamaModel) -> None:
@@ -313,13 +320,14 @@ def test_low_temperatures_with_a_banned_favourite_never_draw_from_the_tail(
         assert sum(drawn[int(token)] for token in best) > 190
 
 
-def test_logits_that_are_no_numbers_do_not_end_the_engine(backend: LlamaBackend, smol: LlamaModel) -> None:
+def test_logits_that_are_no_numbers_are_an_error_and_no_token(backend: LlamaBackend, smol: LlamaModel) -> None:
     tokens = smol.tokenize(TEXT)
     rows(backend, (tokens, 0, 0))
     backend.logits(len(tokens) - 1)[:] = np.nan
     for params in ({"temperature": 0.0}, {}, {"top_k": 40}, {"min_p": 0.1}, {"top_p": 0.9}):
         sampler = backend.new_sampler(SamplingParams(seed=1, **params), ())
-        assert 0 <= sampler.sample(len(tokens) - 1) < smol.n_vocab
+        with pytest.raises(DecodeFailed, match="not numbers"):
+            sampler.sample(len(tokens) - 1)
         sampler.close()
 
 

@@ -180,6 +180,23 @@ def test_a_device_that_cannot_sample_is_named_at_the_start(
         backend.warm_up()
 
 
+def test_what_is_measured_at_the_start_is_computed(smol: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chain of a device takes fewer rows of a sequence than are measured, so that none may be left behind."""
+    codes: list[int] = []
+    decode = llama_cpp.llama_decode
+
+    def recording(context: Any, batch: Any) -> int:
+        codes.append(decode(context, batch))
+        return codes[-1]
+
+    monkeypatch.setattr(llama_cpp, "llama_decode", recording)
+    backend = LlamaBackend(smol, ContextParams(256, 64, 64, n_running=4, n_slots=6, n_threads=1, backend_sampling=True))
+    times = backend.warm_up(budget_s=600)
+    backend.close()
+    assert set(codes) == {0}
+    assert len(times) == 6
+
+
 @pytest.mark.parametrize(
     ("params", "there"),
     [
