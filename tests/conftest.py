@@ -42,7 +42,7 @@ def pytest_collection_finish() -> None:
     gc.collect()  # Else what is garbage already would stay, and warn of open files at the end.
     gc.freeze()
     gc.enable()
-    gc.set_threshold(10_000)
+    gc.set_threshold(50_000)
 
 
 class _Hurried:

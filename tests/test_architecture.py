@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow  # It parses all files; `make check` runs it.
+
 PACKAGE = Path(__file__).parent.parent / "llm_local"
 FILES = sorted(PACKAGE.rglob("*.py"))
 

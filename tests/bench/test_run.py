@@ -13,6 +13,7 @@ from llm_local.bench.options import Options, Server
 from llm_local.bench.progress import Lines
 from llm_local.bench.run import Findings, run
 from tests.bench.server import Behave, Peer, peer, well
+from tests.examples import few
 
 MODELS = [{"id": "talks", "meta": {"embeds": False}}, {"id": "embeds", "meta": {"embeds": True}}]
 
@@ -52,7 +53,9 @@ def test_no_server_sees_a_prompt_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llm_local.bench.run.SETTLE_S", 0.0)
     monkeypatch.setattr(scenes, "N_RUNNING", 50)
     workloads = ("chat", "long-prompt", "multi-turn", "interrupt", "backchannel", "rewrite")
-    _, seen = played(workloads=workloads, rounds=2, requests=2, clients=(1, 2), max_tokens=4, prompt_tokens=30, turns=1)
+    _, seen = played(
+        workloads=workloads, rounds=2, requests=few(2), clients=(1, 2), max_tokens=4, prompt_tokens=30, turns=1
+    )
     prompts = [(name, str(body["messages"])) for name, body in seen]
     assert len(set(prompts)) == len(prompts)
 

@@ -20,7 +20,7 @@ from llm_local.engine.types import Delta, FinishReason, SamplingParams
 from llm_local.errors import QueueFull
 from llm_local.structured.spec import JsonSpec, RegexSpec, Spec
 from tests.engine.test_engine import check_accounting, collect, request, running, settle
-from tests.examples import seeds
+from tests.examples import few, seeds
 from tests.fakes import END, N_VOCAB, FakeBackend, fake_grammars, next_logits
 
 GRAMMARS = fake_grammars()
@@ -391,7 +391,7 @@ def test_constraints_are_closed_when_nothing_is_taken() -> None:
 
 def test_sampling_first_keeps_the_distribution_of_masking_first() -> None:
     """Over many seeds, tokens come out as often as their share of the allowed mass."""
-    allowed = [10, 20, 30, 40]
+    allowed, n = [10, 20, 30, 40], few(800)
     logits = next_logits((7, 7)).astype(np.float64)
     p = np.exp(logits[allowed] - logits[allowed].max())
     p /= p.sum()
@@ -399,15 +399,15 @@ def test_sampling_first_keeps_the_distribution_of_masking_first() -> None:
     async def scenario() -> np.ndarray:
         counts = np.zeros(4)
         async with running(FakeBackend(), queue_max=1000) as engine:
-            for seed in range(800):
+            for seed in range(n):
                 params = SamplingParams(temperature=1.0, seed=seed)
                 out = await collect(engine.submit([request((7, 7), 1, params)], constraints=[Scripted([allowed])]))
                 counts[allowed.index(ord(out[0][0].text))] += 1
         return counts
 
     counts = asyncio.run(scenario())
-    spread = np.sqrt(800 * p * (1 - p))
-    assert (abs(counts - 800 * p) < 4 * spread + 1).all()
+    spread = np.sqrt(n * p * (1 - p))
+    assert (abs(counts - n * p) < 4 * spread + 1).all()
 
 
 def test_a_constraint_with_a_bug_ends_its_own_answer_only() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from llm_local.engine.text import LogprobQueue, TextStream
 from llm_local.engine.types import TokenLogprob
+from tests.examples import examples
 
 TEXTS = st.text(alphabet="abП🙂é", max_size=30)
 STOPS = st.lists(st.text(alphabet="abП🙂", min_size=1, max_size=4), max_size=3)
@@ -21,6 +22,7 @@ def pieces_of(data: bytes, cuts: list[int]) -> list[bytes]:
 
 
 @given(TEXTS, STOPS, CUTS)
+@examples(100)
 def test_text_is_cut_at_the_stop_string_that_is_complete_first_however_it_is_split(
     text: str, stops: list[str], cuts: list[int]
 ) -> None:
@@ -37,6 +39,7 @@ def test_text_is_cut_at_the_stop_string_that_is_complete_first_however_it_is_spl
 
 
 @given(TEXTS, STOPS, CUTS)
+@examples(100)
 def test_the_bytes_of_released_logprobs_join_to_the_text(text: str, stops: list[str], cuts: list[int]) -> None:
     stream, queue, out, entries = TextStream(stops), LogprobQueue(), "", []
     for piece in pieces_of(text.encode(), cuts):

@@ -66,6 +66,15 @@ def _wait_ready(process: subprocess.Popen[str], log: Path) -> str:
     raise AssertionError(log.read_text())
 
 
+def is_ready(process: subprocess.Popen[str], url: str) -> bool:
+    """Whether a server that may not listen yet is ready; it must not have ended."""
+    assert process.poll() is None
+    try:
+        return httpx.get(url + "/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 @pytest.fixture(scope="session")
 def smol_path() -> Path:
     return locate("smollm2-135m", Path("models"))

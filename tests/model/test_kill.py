@@ -11,12 +11,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.model.conftest import START_TIMEOUT_S
+from tests.model.conftest import START_TIMEOUT_S, is_ready
 from tests.models.conftest import environment, none_left, start  # noqa: F401
 from tests.models.hub import Hub
 from tests.models.test_commands import free_port, wait_for
@@ -97,15 +98,7 @@ def test_kill_9_at_each_step_of_a_start_loses_nothing_and_the_next_start_is_clea
 
         for _ in ("an entry is written", "it is found"):
             last = start(["serve", "--port", port], env)
-
-            def ready(process: subprocess.Popen[str] = last) -> bool:
-                assert process.poll() is None
-                try:
-                    return httpx.get(base + "/health").status_code == 200
-                except httpx.TransportError:
-                    return False
-
-            wait_for(ready, START_TIMEOUT_S)
+            wait_for(partial(is_ready, last, base), START_TIMEOUT_S)
             body = {"messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Hello."}]}
             answer = httpx.post(base + "/v1/chat/completions", json={**body, "max_tokens": 4}, timeout=60).json()
             assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 200

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.model.conftest import START_TIMEOUT_S
+from tests.model.conftest import START_TIMEOUT_S, is_ready
 from tests.models.conftest import environment, none_left, start  # noqa: F401
 from tests.models.hub import Hub
 from tests.models.test_commands import free_port, partial_bytes, wait_for
@@ -40,15 +40,7 @@ def test_a_server_fetches_its_model_says_so_meanwhile_and_answers(smol_path: Pat
 
         hub.faults.hold_at = None
         second = start(["serve", "--port", str(port)], env)
-
-        def ready() -> bool:
-            assert second.poll() is None
-            try:
-                return httpx.get(base + "/health").status_code == 200
-            except httpx.TransportError:
-                return False
-
-        wait_for(ready, START_TIMEOUT_S)
+        wait_for(lambda: is_ready(second, base), START_TIMEOUT_S)
         assert hub.seen[-1].range == f"bytes={half}-"
         answer = httpx.post(base + "/v1/chat/completions", json=body, timeout=60)
         assert answer.status_code == 200

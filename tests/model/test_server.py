@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,14 +100,16 @@ def test_models_and_errors(client: openai.OpenAI) -> None:
         )
 
 
-def test_the_templates_of_the_ggufs_render_their_golden_prompts(smol_server: Process) -> None:
+def check_golden_prompts(server: Process, family: str) -> None:
     golden = Path(__file__).parent.parent / "chat" / "golden"
-    import json
-
     for case in ("dialogue", "one_turn"):
         messages = json.loads((golden / "cases.json").read_text())[case]["messages"]
-        prompt = httpx.post(smol_server.url + "/apply-template", json={"messages": messages}).json()["prompt"]
-        assert prompt == (golden / f"smollm2.{case}.txt").read_text()
+        prompt = httpx.post(server.url + "/apply-template", json={"messages": messages}).json()["prompt"]
+        assert prompt == (golden / f"{family}.{case}.txt").read_text()
+
+
+def test_the_templates_of_the_ggufs_render_their_golden_prompts(smol_server: Process) -> None:
+    check_golden_prompts(smol_server, "smollm2")
 
 
 def test_tokens_of_a_prompt_are_those_of_tokenize(smol_server: Process) -> None:
@@ -228,13 +231,7 @@ def test_the_middle_is_filled_in(qwen_server: Process) -> None:
 
 
 def test_the_qwen_template_renders_its_golden_prompts(qwen_server: Process) -> None:
-    import json
-
-    golden = Path(__file__).parent.parent / "chat" / "golden"
-    for case in ("dialogue", "one_turn"):
-        messages = json.loads((golden / "cases.json").read_text())[case]["messages"]
-        prompt = httpx.post(qwen_server.url + "/apply-template", json={"messages": messages}).json()["prompt"]
-        assert prompt == (golden / f"qwen2.{case}.txt").read_text()
+    check_golden_prompts(qwen_server, "qwen2")
 
 
 def test_logprobs_of_cyrillic_join_to_the_text(qwen_server: Process) -> None:

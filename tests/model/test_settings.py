@@ -126,7 +126,7 @@ def test_mmap_false_reads_the_file(tuned: Served, smol_path: Path) -> None:
 def test_prefill_chunk_and_host_cache_mb_reach_the_engine(tuned: Served) -> None:
     scheduler = tuned.engine._thread.scheduler
     assert scheduler._filling._pace._prefill_chunk == TUNED["prefill_chunk"]
-    assert scheduler.cache._host.max_bytes == TUNED["host_cache_mb"] * 2**20  # type: ignore[union-attr]
+    assert scheduler.cache.parking._host.max_bytes == TUNED["host_cache_mb"] * 2**20  # type: ignore[union-attr]
 
 
 def test_disk_cache_mb_is_the_limit_of_the_folder_and_host_cache_mb_0_is_no_tier(

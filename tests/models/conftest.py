@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ Q5 = ["qwen2.5-7b-instruct-q5_k_m-00001-of-00002.gguf", "qwen2.5-7b-instruct-q5_
 ROOT = Path(__file__).parent.parent.parent
 
 
+@cache
 def weights(name: str, n: int = 300_000) -> bytes:
     """Bytes that begin as a GGUF does, others for each name."""
     return b"GGUF" + random.Random(name).randbytes(n - 4)

@@ -48,16 +48,16 @@ def test_health_says_ok_or_why_not() -> None:
         assert isinstance(served.runtime.failed, StartupError)
 
 
+async def ask_and_leave(url: str, *, stream: bool) -> None:
+    async with httpx.AsyncClient(base_url=url) as http:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(http.post(CHAT, json={**ENDLESS, "stream": stream}), 0.15)
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_slot(stream: bool) -> None:
     with serving(slow_backend(), join=True) as served:
-
-        async def leave() -> None:
-            async with httpx.AsyncClient(base_url=served.url) as http:
-                with pytest.raises(TimeoutError):
-                    await asyncio.wait_for(http.post(CHAT, json={**ENDLESS, "stream": stream}), 0.15)
-
-        asyncio.run(leave())
+        asyncio.run(ask_and_leave(served.url, stream=stream))
         served.wait_idle(2)
         assert len(served.backend.batches) < 200
 

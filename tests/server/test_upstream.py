@@ -27,7 +27,7 @@ from llm_local.server.upstream import Upstream
 from tests.server.conftest import Served, serving
 from tests.server.faulty import Faulty, running
 from tests.server.test_errors import error_of
-from tests.server.test_lifecycle import slow_backend
+from tests.server.test_lifecycle import ask_and_leave, slow_backend
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Привет"}]
 CHAT = "/v1/chat/completions"
@@ -157,13 +157,7 @@ def test_the_server_around_it_is_the_same(upstream: Served) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_ends_the_request_at_the_upstream(stream: bool) -> None:
     with serving(slow_backend(), join=True) as served, forwarding(served.url) as (http, runtime):
-
-        async def leave() -> None:
-            async with httpx.AsyncClient(base_url=http.base_url) as client:
-                with pytest.raises(TimeoutError):
-                    await asyncio.wait_for(client.post(CHAT, json={**ENDLESS, "stream": stream}), 0.15)
-
-        asyncio.run(leave())
+        asyncio.run(ask_and_leave(str(http.base_url), stream=stream))
         served.wait_idle(2)
         assert len(served.backend.batches) < 300
         wait_until(lambda: runtime.upstream.n_open == 0)

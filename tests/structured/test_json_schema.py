@@ -11,7 +11,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_local.errors import InvalidSchema
@@ -432,7 +432,7 @@ def test_the_random_schemas_are_not_all_refused_or_endless() -> None:
     outcomes = {"served": 0, "refused": 0, "ended": 0}
 
     @given(document=DOCUMENTS, seed=st.integers(0, 2**32))
-    @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+    @examples(60)
     def count(document: Any, seed: int) -> None:
         try:
             compiled = GUIDANCE.json(canonical(document))
