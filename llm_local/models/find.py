@@ -37,7 +37,7 @@ def find_model(
 
     source = source_of(name, url, endpoint(), setting=setting)
     if source is None:
-        return path or locate(name, models_dir)
+        return path or locate(name, models_dir, setting=setting)
     if path is None:
         known_as = local_name(source)
         path = _whole(known_as, models_dir) if known_as is not None else _only_one(source, models_dir)
