@@ -71,6 +71,19 @@ def test_empty_strings_unset_and_lists_split() -> None:
     assert (loaded.seq_max, loaded.api_keys, loaded.model_aliases) == (None, ("a", "b"), ("*",))
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("-2", "Input should be 'auto' or greater than or equal to -1"),
+        ("lots", "Input should be 'auto' or a valid integer, unable to parse string as an integer"),
+    ],
+)
+def test_a_value_of_no_kind_that_a_setting_takes_says_all_of_them(given: str, says: str) -> None:
+    with pytest.raises(StartupError) as caught:
+        config.load({}, {"LLM_GPU_LAYERS": given})
+    assert str(caught.value) == f"bad value for gpu_layers (environment): '{given}': {says}"
+
+
 def test_gpu_layers_is_auto_or_a_number() -> None:
     values = [config.load({}, {"LLM_GPU_LAYERS": text}).settings.gpu_layers for text in ("auto", "-1", "12")]
     assert values == ["auto", -1, 12]
