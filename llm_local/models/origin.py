@@ -45,7 +45,7 @@ def check_origin(path: Path, source: Source, url_setting: str | None = None) -> 
         return
     if url_setting is not None:
         raise StartupError(
-            f"{path} came from {known}, and {url_setting} is {source} now: remove that file to have this one fetched, "
+            f"{path} came from {known}, and {url_setting} is {source} now: remove the file to have it fetched from there, "
             f"or unset {url_setting} to keep it"
         )
     raise StartupError(

@@ -91,7 +91,7 @@ def test_a_file_is_not_served_in_place_of_what_its_new_address_has(
     first = Settings(model=FILE, model_url=address("a"), models_dir=folder)
     assert WeightFiles(first).get().model == WeightFiles(first).get().model == folder / FILE
     second = first.model_copy(update={"model_url": address("b")})
-    says = rf"{FILE} came from a/x-GGUF, and LLM_MODEL_URL is b/x-GGUF:{FILE} now: remove that file .* or unset"
+    says = rf"{FILE} came from a/x-GGUF, and LLM_MODEL_URL is b/x-GGUF:{FILE} now: remove the file .* or unset"
     with pytest.raises(StartupError, match=says):
         WeightFiles(second)
     for name, value in (("MODEL", FILE), ("MODEL_URL", address("b")), ("MODELS_DIR", str(folder))):
