@@ -33,7 +33,7 @@ def test_flags_beat_the_environment_that_beats_the_file_that_beats_defaults(tmp_
         ({"LLM_CTX": "many"}, "bad value for ctx .environment.: 'many': .*integer"),
         ({"LLM_CTX": "1"}, "greater than or equal to 16"),
         ({"LLM_ENGINE": "vllm"}, "llama.cpp"),
-        ({"LLM_SEQ_MAX": "9000"}, "seq_max .9000. is larger than ctx .8192."),
+        ({"LLM_SEQ_MAX": "9000"}, "seq_max .9000. is larger than ctx .8192.: lower it, too, or unset it"),
         ({"LLM_KV_TYPE": "q8_0", "LLM_FLASH_ATTENTION": "off"}, "kv_type q8_0 needs flash attention"),
         ({"LLM_GPU_LAYERS": "some"}, "bad value for gpu_layers"),
         ({"LLM_DISK_CACHE_DIR": "/x", "LLM_HOST_CACHE_MB": "0"}, "disk_cache_dir needs host_cache_mb"),
