@@ -45,8 +45,8 @@ def check_origin(path: Path, source: Source, url_setting: str | None = None) -> 
         return
     if url_setting is not None:
         raise StartupError(
-            f"{path} came from {known}, and {url_setting} is {source} now: remove the file to have it fetched from there, "
-            f"or unset {url_setting} to keep it"
+            f"{path} came from {known}, and {url_setting} is {source} now: "
+            f"remove the file to have it fetched from there, or unset {url_setting} to keep it"
         )
     raise StartupError(
         f"{path} came from {known}, and {source} is another model whose file has the same name: "
