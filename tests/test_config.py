@@ -33,7 +33,7 @@ def test_flags_beat_the_environment_that_beats_the_file_that_beats_defaults(tmp_
         ({"LLM_CTX": "many"}, "bad value for ctx .environment.: 'many': .*integer"),
         ({"LLM_CTX": "1"}, "greater than or equal to 16"),
         ({"LLM_ENGINE": "vllm"}, "llama.cpp"),
-        ({"LLM_SEQ_MAX": "9000"}, "seq_max .9000. is larger than ctx .8192."),
+        ({"LLM_SEQ_MAX": "9000"}, "seq_max .9000. is larger than ctx .8192.: lower it, too, or unset it"),
         ({"LLM_KV_TYPE": "q8_0", "LLM_FLASH_ATTENTION": "off"}, "kv_type q8_0 needs flash attention"),
         ({"LLM_GPU_LAYERS": "some"}, "bad value for gpu_layers"),
         ({"LLM_DISK_CACHE_DIR": "/x", "LLM_HOST_CACHE_MB": "0"}, "disk_cache_dir needs host_cache_mb"),
@@ -69,6 +69,19 @@ def test_names_that_are_for_others_are_left_alone() -> None:
 def test_empty_strings_unset_and_lists_split() -> None:
     loaded = config.load({}, {"LLM_SEQ_MAX": "", "LLM_API_KEYS": "a, b,", "LLM_MODEL_ALIASES": "*"}).settings
     assert (loaded.seq_max, loaded.api_keys, loaded.model_aliases) == (None, ("a", "b"), ("*",))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("-2", "Input should be 'auto' or greater than or equal to -1"),
+        ("lots", "Input should be 'auto' or a valid integer, unable to parse string as an integer"),
+    ],
+)
+def test_a_value_of_no_kind_that_a_setting_takes_says_all_of_them(given: str, says: str) -> None:
+    with pytest.raises(StartupError) as caught:
+        config.load({}, {"LLM_GPU_LAYERS": given})
+    assert str(caught.value) == f"bad value for gpu_layers (environment): '{given}': {says}"
 
 
 def test_gpu_layers_is_auto_or_a_number() -> None:

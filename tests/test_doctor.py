@@ -38,7 +38,9 @@ def test_a_quota_below_the_cores_is_named() -> None:
 
 def test_more_threads_than_cpus_are_named() -> None:
     assert "LLM_THREADS=8 is more than the 2 CPUs" in changes(lambda a: a.about_cpus(Cpus(2, 2, None)), threads=8)
-    assert changes(lambda a: a.about_cpus(Cpus(8, 8, None)), threads=8) == ""
+    both = changes(lambda a: a.about_cpus(Cpus(4, 4, None)), threads=4, threads_batch=6)
+    assert "LLM_THREADS_BATCH=6 is more than the 4 CPUs" in both
+    assert changes(lambda a: a.about_cpus(Cpus(8, 8, None)), threads=8, threads_batch=8) == ""
 
 
 def test_instruction_sets_that_are_missing_or_unused_are_named() -> None:

@@ -7,19 +7,23 @@ import io
 import json
 import logging
 import re
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 
 from llm_local.cli import logs
 from llm_local.cli.serve import serve
+from llm_local.cli.signals import Server
 from llm_local.config import Settings
 from llm_local.errors import StartupError
 from llm_local.server import requestlog
 from llm_local.server.requestlog import request_id
+from llm_local.server.runtime import Runtime
 
 NASTY = 'a\nb\r\x00\x1b[31m\u2028\u2029\x85"quoted"\ud800'
 
@@ -109,6 +113,21 @@ def test_whatever_is_logged_during_a_request_has_its_id(start: Start, log_format
     within, outside = out.getvalue().splitlines()
     assert "req_1" in within
     assert "request_id" not in outside
+
+
+def test_what_a_signal_says_is_no_requests_line(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = start()
+    monkeypatch.setattr("os._exit", lambda _: None)
+    server = Server(uvicorn.Config(lambda: None, log_config=None), Runtime(Settings()))
+    token = request_id.set("req_1")  # It comes while a request is at work.
+    try:
+        server.handle_exit(signal.SIGTERM, None)
+        server.handle_exit(signal.SIGTERM, None)
+        assert request_id.get() == "req_1"
+    finally:
+        request_id.reset(token)
+    said = out.getvalue()
+    assert ("SIGTERM: no new requests" in said, "SIGTERM again" in said, "req_1" in said) == (True, True, False)
 
 
 def test_lines_of_others_come_in_the_same_format(start: Start) -> None:

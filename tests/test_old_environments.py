@@ -164,6 +164,7 @@ def test_the_example_has_every_old_variable_and_loads() -> None:
     assert {variable for variable, _, _ in OLD} <= set(environment)
     settings = config.load({}, environment).settings
     assert (settings.model, settings.seq_max, settings.host) == ("Qwen2.5-7B-Instruct-Q5_K_M.gguf", 2048, "0.0.0.0")
+    assert settings.threads is None, "8 of the old files are too many for a small machine"
     assert Target.from_environment(environment).base_url == "http://llm-local:8080/v1"
 
 

@@ -30,7 +30,7 @@ class Advice:
 
     def about_cpus(self, cpus: Cpus) -> None:
         """Quotas, and more threads than find a CPU."""
-        wanted, advise = self._settings.threads, self._report.advise
+        advise = self._report.advise
         if cpus.quota is not None and cpus.quota < cpus.affinity:
             advise(
                 f"the container's CPU quota ({cpus.quota:.3g}) is below its {cpus.affinity} cores: raise it "
@@ -38,11 +38,9 @@ class Advice:
             )
             if cpus.quota != math.floor(cpus.quota):
                 advise(f"a quota of {cpus.quota:.3g} CPUs feeds {cpus.usable} threads: whole numbers waste nothing")
-        if wanted is not None and wanted > cpus.usable:
-            advise(
-                f"LLM_THREADS={wanted} is more than the {cpus.usable} CPUs that this process may use, and threads that "
-                "wait for each other slow it several times: unset it"
-            )
+        too_many = too_many_threads(self._settings, cpus.usable)
+        if too_many is not None:
+            advise(too_many)
 
     def about_build(self, backends: Collection[str], has: Collection[str], uses: Collection[str]) -> None:
         """Instruction sets that are missing or not used, and GPUs that the build cannot use."""
@@ -104,6 +102,17 @@ class Advice:
         """Room for models."""
         if free_bytes < LITTLE_DISK_BYTES:
             self._report.advise(f"{folder} has {free_bytes / 2**30:.1f} GiB free, too little for a model")
+
+
+def too_many_threads(settings: Settings, usable: int) -> str | None:
+    """Return what is wrong with more threads than CPUs, None where they are not more."""
+    for setting, wanted in (("LLM_THREADS", settings.threads), ("LLM_THREADS_BATCH", settings.threads_batch)):
+        if wanted is not None and wanted > usable:
+            return (
+                f"{setting}={wanted} is more than the {usable} CPUs that this process may use, and threads that wait "
+                "for each other slow it several times: unset it"
+            )
+    return None
 
 
 def _may_lock(n_bytes: int) -> bool:

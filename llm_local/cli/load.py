@@ -241,7 +241,7 @@ def _served(model: LlamaModel, settings: Settings, window: int, *, embeds: bool)
     name = settings.model_id or default
     # Clients take the name from the same environment as the server. An address is no name, and may hold a secret.
     named = ("model" in settings.model_fields_set or not settings.model_url) and "://" not in settings.model
-    given = [Path(settings.model).name] if named else []
+    given = [settings.model, Path(settings.model).name] if named else []
     aliases = dict.fromkeys([*settings.model_aliases, default, model.path.name, model.path.stem, *given])
     return ServedModel(
         id=name,

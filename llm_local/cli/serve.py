@@ -16,12 +16,14 @@ import uvicorn
 from sse_starlette.sse import AppStatus
 
 from llm_local.cli import logs
+from llm_local.cli.advice import too_many_threads
 from llm_local.cli.native import check_native
 from llm_local.cli.signals import Server
 from llm_local.cli.tls import Tls
 from llm_local.cli.weights import WeightFiles
 from llm_local.config import Settings, variable_name
 from llm_local.errors import StartupError
+from llm_local.llama import host
 from llm_local.server.app import create_app
 from llm_local.server.connection import Connection
 from llm_local.server.runtime import Loaded, Runtime
@@ -54,6 +56,8 @@ def serve(settings: Settings) -> int:
     if settings.ineffective:
         names = ", ".join(variable_name(name) for name in settings.ineffective)
         log.warning("with LLM_ENGINE=%s these change nothing: %s", settings.engine, names)
+    if upstream is None and (too_many := too_many_threads(settings, host.usable_cpus())) is not None:
+        log.warning("%s", too_many)
     tls = Tls.of(settings)
     listener = _bind(settings.host, settings.port)
     engine_died = asyncio.Event()

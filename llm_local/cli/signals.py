@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import os
 import signal
@@ -60,14 +61,17 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Begin to drain, or at the second time end at once."""
-        name = signal.Signals(sig).name
+        # It interrupts whatever runs, perhaps a request, whose id the lines of the log must not have.
+        contextvars.Context().run(self._stop, signal.Signals(sig))
+
+    def _stop(self, sig: signal.Signals) -> None:
         if self._drained_by is not None:
-            log.warning("%s again: ending at once", name)
+            log.warning("%s again: ending at once", sig.name)
             os._exit(128 + sig)
         seconds = self._runtime.settings.drain_timeout
         self._drained_by = time.monotonic() + seconds
         self._runtime.drain()
-        log.info("%s: no new requests; running ones have %.0f s", name, seconds)
+        log.info("%s: no new requests; running ones have %.0f s", sig.name, seconds)
 
     async def on_tick(self, counter: int) -> bool:
         """Look ten times a second whether it is time to stop."""

@@ -11,7 +11,7 @@ from typing import Any, Literal, overload
 import httpx
 
 from llm_local.client import interview
-from llm_local.client.errors import LLMClientError
+from llm_local.client.errors import LLMClientError, UnusableReply
 from llm_local.client.exchange import Exchange, Pieces, from_answer, from_exception, text_of, whole
 from llm_local.client.interview import InterviewReply, RoleProfile
 from llm_local.client.target import LLAMA_CPP, Target
@@ -36,9 +36,15 @@ class _Calls:
         body = {"model": self.target.model, "messages": list(messages), "stream": stream, **fields}
         return Exchange(self.target, body, self.timeout_s, self.n_retries)
 
-    def _interview_fields(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+    def _interview(self, prompts: Messages, fields: Mapping[str, Any]) -> Exchange:
         own = {"response_format": interview.JSON_OBJECT} if self.target.engine == LLAMA_CPP else {}
-        return {**interview.FIELDS, **own, **fields}
+        return self._exchange(prompts, False, {**interview.FIELDS, **own, **fields})
+
+    def _stricter(self, exchange: Exchange, fields: Mapping[str, Any]) -> Exchange | None:
+        """Return the same call under the reply's own schema; None where the format is not ours to choose."""
+        if self.target.engine != LLAMA_CPP or "response_format" in fields:
+            return None
+        return exchange.again(response_format=interview.json_schema())
 
     def _error(self, error: Exception) -> LLMClientError:
         return from_exception(error, self.target.base_url, self.timeout_s)
@@ -85,15 +91,7 @@ class LocalLLMClient(_Calls):
             LLMClientError: see `errors`; of a stream also while it is read.
         """
         exchange = self._exchange(messages, stream, fields)
-        answer = self._open(exchange)
-        if stream:
-            return self._pieces(answer, exchange)
-        try:
-            return whole(b"".join(_in_time(answer.iter_bytes(), exchange)))
-        except ERRORS as error:
-            raise self._error(error) from None
-        finally:
-            answer.close()
+        return self._pieces(self._open(exchange), exchange) if stream else self._whole(exchange)
 
     def generate_interview_response(
         self,
@@ -104,16 +102,35 @@ class LocalLLMClient(_Calls):
     ) -> InterviewReply:
         """Return what the interviewer says next.
 
+        With llama.cpp, a text that is no such reply is asked for once more under the reply's own schema, in what is
+        left of the time.
+
         Args:
             transcript, context, role_profile: see `interview.messages`.
-            fields: in place of temperature 0.1, max_tokens 512 and, with llama.cpp, `response_format` json_object.
+            fields: in place of temperature 0.1, max_tokens 512 and, with llama.cpp, `response_format` json_object. With
+                a `response_format` of the caller's there is no second call.
 
         Raises:
             UnusableReply: the model's text is no such reply.
-            LLMClientError: there is no answer.
+            LLMClientError: there is no answer, to the second call if there was one.
         """
-        prompts = interview.messages(transcript, context, role_profile)
-        return interview.parse(*text_of(self.chat_completion(prompts, **self._interview_fields(fields))))
+        exchange = self._interview(interview.messages(transcript, context, role_profile), fields)
+        try:
+            return interview.parse(*text_of(self._whole(exchange)))
+        except UnusableReply:
+            stricter = self._stricter(exchange, fields)
+            if stricter is None:
+                raise
+            return interview.parse(*text_of(self._whole(stricter)))
+
+    def _whole(self, exchange: Exchange) -> dict[str, Any]:
+        answer = self._open(exchange)
+        try:
+            return whole(b"".join(_in_time(answer.iter_bytes(), exchange)))
+        except ERRORS as error:
+            raise self._error(error) from None
+        finally:
+            answer.close()
 
     def _open(self, exchange: Exchange) -> httpx.Response:
         while True:
@@ -186,16 +203,7 @@ class AsyncLocalLLMClient(_Calls):
             LLMClientError: see `errors`; of a stream also while it is read.
         """
         exchange = self._exchange(messages, stream, fields)
-        answer = await self._open(exchange)
-        if stream:
-            return self._pieces(answer, exchange)
-        try:
-            async with asyncio.timeout(exchange.left_s):
-                return whole(await answer.aread())
-        except ERRORS as error:
-            raise self._error(error) from None
-        finally:
-            await answer.aclose()
+        return self._pieces(await self._open(exchange), exchange) if stream else await self._whole(exchange)
 
     async def generate_interview_response(
         self,
@@ -210,8 +218,24 @@ class AsyncLocalLLMClient(_Calls):
             UnusableReply: the model's text is no such reply.
             LLMClientError: there is no answer.
         """
-        prompts = interview.messages(transcript, context, role_profile)
-        return interview.parse(*text_of(await self.chat_completion(prompts, **self._interview_fields(fields))))
+        exchange = self._interview(interview.messages(transcript, context, role_profile), fields)
+        try:
+            return interview.parse(*text_of(await self._whole(exchange)))
+        except UnusableReply:
+            stricter = self._stricter(exchange, fields)
+            if stricter is None:
+                raise
+            return interview.parse(*text_of(await self._whole(stricter)))
+
+    async def _whole(self, exchange: Exchange) -> dict[str, Any]:
+        answer = await self._open(exchange)
+        try:
+            async with asyncio.timeout(exchange.left_s):
+                return whole(await answer.aread())
+        except ERRORS as error:
+            raise self._error(error) from None
+        finally:
+            await answer.aclose()
 
     async def _open(self, exchange: Exchange) -> httpx.Response:
         while True:

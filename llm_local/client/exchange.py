@@ -44,6 +44,12 @@ class Exchange:
     def __post_init__(self) -> None:
         self.deadline = time.monotonic() + self.timeout_s
 
+    def again(self, **fields: Any) -> Exchange:
+        """Return the same request with other fields, for what is left of the time and of the retries."""
+        other = Exchange(self.target, {**self.body, **fields}, self.timeout_s, self.n_retries)
+        other.deadline, other._tried = self.deadline, self._tried
+        return other
+
     def request(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
         """Return what to send now."""
         headers = {"Content-Type": "application/json; charset=utf-8"}

@@ -29,7 +29,7 @@ class Settings(
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         if self.seq_max is not None and self.seq_max > self.ctx:
-            raise ValueError(f"seq_max ({self.seq_max}) is larger than ctx ({self.ctx})")
+            raise ValueError(f"seq_max ({self.seq_max}) is larger than ctx ({self.ctx}): lower it, too, or unset it")
         if self.engine == "openai_compatible" and self.upstream_url is None:
             raise ValueError(
                 "engine openai_compatible needs to know where: set LLM_UPSTREAM_URL, such as http://llm-vllm:8000/v1"

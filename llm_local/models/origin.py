@@ -26,18 +26,32 @@ def note_origin(path: Path, source: Source) -> None:
         temporary.replace(note)
 
 
-def check_origin(path: Path, source: Source) -> None:
+def is_noted(path: Path) -> bool:
+    """Tell whether it is known where a file came from."""
+    return _read(path) is not None
+
+
+def check_origin(path: Path, source: Source, url_setting: str | None = None) -> None:
     """Refuse a file that is known to come from elsewhere than `source`.
+
+    Args:
+        url_setting: where `source` was written, beside the name of the file itself.
 
     Raises:
         StartupError: it does.
     """
     known = _read(path)
-    if known is not None and known.lower() != _place(source).lower():
+    if known is None or known.lower() == _place(source).lower():
+        return
+    if url_setting is not None:
         raise StartupError(
-            f"{path} came from {known}, and {source} is another model whose file has the same name: "
-            "name another folder in LLM_MODELS_DIR for it, or remove that file first"
+            f"{path} came from {known}, and {url_setting} is {source} now: "
+            f"remove the file to have it fetched from there, or unset {url_setting} to keep it"
         )
+    raise StartupError(
+        f"{path} came from {known}, and {source} is another model whose file has the same name: "
+        "name another folder in LLM_MODELS_DIR for it, or remove that file first"
+    )
 
 
 def _place(source: Source) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from fastapi import Request
@@ -97,7 +98,8 @@ def _model(model: ServedModel, runtime: Runtime) -> dict[str, Any]:
         "object": "model",
         "created": int(runtime.started_at),
         "owned_by": "llm_local",
-        "aliases": [alias for alias in model.aliases if alias != "*"],
+        # A path is a name, too, for clients that have it from the server's environment; others need not see it.
+        "aliases": [alias for alias in model.aliases if alias != "*" and not Path(alias).is_absolute()],
         "context_window": model.context_window,
         "quantization": model.quantization,
         "size_bytes": model.size_bytes,

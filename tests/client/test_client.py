@@ -28,6 +28,7 @@ from llm_local.client import (
     UnusableReply,
     exchange,
 )
+from llm_local.client.interview import json_schema
 from tests.fakes import FakeBackend, ReciteBackend
 from tests.server.conftest import Served, serving
 from tests.server.faulty import Faulty, running
@@ -208,6 +209,64 @@ def test_a_text_that_is_no_reply_is_said_and_kept(faulty: tuple[Faulty, str], te
     with LocalLLMClient(target(url)) as client, pytest.raises(UnusableReply, match=says) as caught:
         client.generate_interview_response("x", "y", "ba_anti_fraud")
     assert caught.value.text == text
+
+
+UNUSABLE = '{"reply": null, "next_node_id": "metrics"}'
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_text_that_is_no_reply_is_asked_for_once_more_under_the_replys_schema(
+    faulty: tuple[Faulty, str], asynchronous: bool
+) -> None:
+    app, url = faulty
+    app.first, app.chunks = [(200, {}, answer_with(UNUSABLE))], [answer_with(json.dumps(REPLY))]
+
+    async def awaited() -> InterviewReply:
+        async with AsyncLocalLLMClient(target(url)) as client:
+            return await client.generate_interview_response(TRANSCRIPT, CONTEXT, "ba_anti_fraud", max_tokens=96)
+
+    with LocalLLMClient(target(url)) as client:
+        if asynchronous:
+            assert asyncio.run(awaited()) == TYPED
+        else:
+            assert client.generate_interview_response(TRANSCRIPT, CONTEXT, "ba_anti_fraud", max_tokens=96) == TYPED
+    body = json.loads(app.seen["body"])
+    assert (app.n_seen, body["max_tokens"], body["response_format"]) == (2, 96, json_schema())
+
+
+@pytest.mark.parametrize(
+    ("engine", "fields"), [("vllm", {}), ("llama.cpp", {"response_format": {"type": "json_object"}})]
+)
+def test_where_the_format_is_not_the_clients_to_choose_nothing_is_asked_again(
+    faulty: tuple[Faulty, str], engine: str, fields: dict[str, Any]
+) -> None:
+    app, url = faulty
+    app.chunks = [answer_with(UNUSABLE)]
+    with LocalLLMClient(target(url, engine=engine)) as client, pytest.raises(UnusableReply, match="reply: "):
+        client.generate_interview_response("x", "y", "ba", **fields)
+    assert app.n_seen == 1
+
+
+def test_an_error_of_the_second_call_is_said(faulty: tuple[Faulty, str]) -> None:
+    app, url = faulty
+    app.first = [(200, {}, answer_with(UNUSABLE)), (400, {}, b'{"error": {"message": "no schemas here"}}')]
+    with LocalLLMClient(target(url)) as client, pytest.raises(RequestRefused, match="no schemas here"):
+        client.generate_interview_response("x", "y", "ba")
+    assert app.n_seen == 2
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_both_calls_together_have_the_time_of_one(faulty: tuple[Faulty, str], asynchronous: bool) -> None:
+    app, url = faulty
+    app.chunks, app.pause_s = [answer_with(UNUSABLE)], 0.4
+
+    async def awaited() -> None:
+        async with AsyncLocalLLMClient(target(url), timeout_s=0.6) as client:
+            await client.generate_interview_response("x", "y", "ba")
+
+    with LocalLLMClient(target(url), timeout_s=0.6) as client, pytest.raises(TimedOut, match=r"within 0\.6 s"):
+        asyncio.run(awaited()) if asynchronous else client.generate_interview_response("x", "y", "ba")
+    assert app.n_seen == 2
 
 
 def test_a_reply_that_max_tokens_cut_says_so() -> None:

@@ -44,7 +44,7 @@ def damaged(smol_path: Path, folder: Path, kind: str) -> Path:
     ("kind", "says"),
     [
         ("truncated in its tensors", "is cut off: it has 49181216 bytes of 98362432"),
-        ("truncated in its header", "cannot load"),
+        ("truncated in its header", "it may be damaged or cut off: remove it, and copy or fetch it again"),
         ("of an unknown architecture", "0 layers of the architecture 'xlamx'"),
         ("not a GGUF", "is not a GGUF file"),
         ("empty", "is not a GGUF file"),

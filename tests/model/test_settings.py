@@ -103,7 +103,7 @@ def test_parallel_is_how_many_choices_there_may_be(http: httpx.Client, tuned: Se
 def test_model_id_and_model_aliases_are_the_names_and_what_the_environment_calls_it(http: httpx.Client) -> None:
     (model,) = http.get("/v1/models").json()["data"]
     assert model["id"] == "mine"
-    for name in ("mine", "other", "smollm2-135m-instruct", "SmolLM2-own.gguf"):
+    for name in ("mine", "other", "smollm2-135m-instruct", "SmolLM2-own.gguf", "any/SmolLM2-own.gguf"):
         assert http.post(CHAT, json={"messages": MESSAGES, "max_tokens": 1, "model": name}).status_code == 200
     assert http.post(CHAT, json={"messages": MESSAGES, "model": "nope"}).status_code == 404
 

@@ -256,6 +256,17 @@ def test_serve_that_cannot_have_its_model_ends_with_2_and_one_line(hub: Hub, tmp
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
+def test_serve_warns_of_more_threads_than_there_are_cpus(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / FILE).write_bytes(weights(FILE))
+    env = environment(hub, tmp_path, LLM_MODEL=FILE, LLM_THREADS="999")
+    code, _, err = finish(start(["serve", "--port", "0"], env))
+    assert (code, err.count("WARNING llm_local: LLM_THREADS=999 is more than the ")) == (2, 1)
+    _, _, err = finish(start(["serve", "--port", "0"], {**env, "LLM_THREADS": "1"}))
+    assert "more than" not in err
+
+
 def free_port() -> int:
     import socket
 

@@ -57,6 +57,14 @@ def test_models_dir_is_where_names_are_looked_up(tmp_path: Path) -> None:
         WeightFiles(Settings(model="a.gguf", models_dir=tmp_path / "none"))
 
 
+@pytest.mark.parametrize("helper", ["embedding_model", "draft_model"])
+def test_of_a_helper_that_is_missing_its_own_setting_is_named(tmp_path: Path, helper: str) -> None:
+    (tmp_path / "a.gguf").touch()
+    with pytest.raises(StartupError, match=rf"looked for nowhere \(LLM_{helper.upper()}\) ") as caught:
+        WeightFiles(Settings.model_validate({"model": "a.gguf", helper: "nowhere", "models_dir": tmp_path}))
+    assert "LLM_MODEL_URL" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["~nobody-of-this-name/x.gguf", "x" * 300, "x" * 300 + "/y.gguf", "a\0b"])
 def test_what_cannot_be_a_path_is_no_such_model(tmp_path: Path, name: str) -> None:
     with pytest.raises(StartupError, match="no such model"):
@@ -93,6 +101,8 @@ def test_the_models_folder_may_be_in_the_home_of_the_user(tmp_path: Path, monkey
         ({"model": "Their-Q4_0.gguf", "model_url": "https://example.org/x.gguf"}, {"Their-Q4_0.gguf"}),
         ({"model_url": "https://example.org/x.gguf?signature=1"}, set()),
         ({"model": "https://example.org/x.gguf?signature=1"}, set()),
+        ({"model": "/app/models/Their-Q4_0.gguf"}, {"/app/models/Their-Q4_0.gguf", "Their-Q4_0.gguf"}),
+        ({"model": "me/mine:x.gguf"}, {"me/mine:x.gguf", "mine:x.gguf"}),
     ],
 )
 def test_the_model_has_the_name_of_the_environment_too_but_no_other_models_and_no_address(

@@ -77,9 +77,32 @@ def test_a_file_is_the_one_of_where_it_came_from(tmp_path: Path, was: Source, as
     else:
         with pytest.raises(StartupError, match="is another model"):
             find_model(asked, None, tmp_path)
-        assert find_model(FILE, asked, tmp_path) == path, "a file's own name means the file"
         with pytest.raises(StartupError, match="is another model"):
             find_model("", asked, tmp_path)
+
+
+def test_a_file_is_not_served_in_place_of_what_its_new_address_has(
+    two: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def address(owner: str) -> str:
+        return f"https://huggingface.co/{owner}/x-GGUF/resolve/main/{FILE}"
+
+    folder = tmp_path / "models"
+    first = Settings(model=FILE, model_url=address("a"), models_dir=folder)
+    assert WeightFiles(first).get().model == WeightFiles(first).get().model == folder / FILE
+    second = first.model_copy(update={"model_url": address("b")})
+    says = rf"{FILE} came from a/x-GGUF, and LLM_MODEL_URL is b/x-GGUF:{FILE} now: remove the file .* or unset"
+    with pytest.raises(StartupError, match=says):
+        WeightFiles(second)
+    for name, value in (("MODEL", FILE), ("MODEL_URL", address("b")), ("MODELS_DIR", str(folder))):
+        monkeypatch.setenv(f"LLM_{name}", value)
+    assert main(["doctor"]) == 1
+    assert "would not start" in (said := capsys.readouterr().out)
+    assert "LLM_MODEL_URL is b/x-GGUF" in " ".join(said.split())
+    assert WeightFiles(second.model_copy(update={"model_url": None})).get().model == folder / FILE
+    assert (folder / FILE).read_bytes() == weights("a")
+    (folder / FILE).unlink()
+    assert WeightFiles(second).get().model.read_bytes() == weights("b")
 
 
 def test_what_was_put_there_by_hand_is_what_it_is_called(two: Hub, tmp_path: Path, waits: Waits) -> None:

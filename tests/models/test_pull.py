@@ -336,7 +336,7 @@ def test_offline_is_one_line_and_what_is_cached_still_works(
     n_seen = len(hub.seen)
     assert isinstance(find_model(f"{QWEN}:{Q2}", None, folder), Path)
     with pytest.raises(
-        StartupError, match=r"HF_HUB_OFFLINE is set, and .*q5_k_m.gguf is neither in .* unset it, or copy"
+        StartupError, match=r"HF_HUB_OFFLINE is set, and .*q5_k_m.gguf is neither whole in .* unset it, or copy"
     ):
         fetch(BOTH, folder, waits)
     assert len(hub.seen) == n_seen

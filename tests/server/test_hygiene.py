@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -153,3 +154,15 @@ def test_nothing_is_fetched_on_behalf_of_a_client(http: httpx.Client, server: Se
     with watching() as seen:
         httpx.get(server.url + "/health")
     assert [args for event, args in seen if event == "socket.connect"], "the watch itself works"
+
+
+def test_a_path_is_a_name_that_is_served_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = "/app/models/Their-Q4_0.gguf"
+    with serving(join=True) as served, httpx.Client(base_url=served.url) as http:
+        loaded = served.runtime.loaded
+        assert loaded is not None
+        monkeypatch.setattr(loaded, "model", replace(loaded.model, aliases=("alias", path)))
+        monkeypatch.setattr(loaded, "embedding_model", loaded.model)
+        assert http.post(CHAT, json={"model": path, "messages": MESSAGES, "max_tokens": 1}).status_code == 200
+        listed = http.get("/v1/models")
+        assert (listed.json()["data"][0]["aliases"], "/app" in listed.text) == (["alias"], False)
