@@ -81,7 +81,7 @@ def _kind_can_end(kind: str, node: dict[str, Any], ending: set[str]) -> bool:
 def without(node: Node, dead: set[str]) -> Node:
     """Return a schema with `false` in place of references to these definitions, which nothing satisfies.
 
-    (llguidance 1.9 calls a whole schema unsatisfiable for such a reference, where it knows that a property may be left out.)
+    (For such a reference llguidance 1.9 calls a whole schema unsatisfiable, also where a property may be left out.)
     """
     if not isinstance(node, dict):
         return node
