@@ -113,12 +113,12 @@ def _properties(parts: list[dict[str, Any]], name: str) -> Iterator[Node]:
         yield from part.get("patternProperties", {}).values()
 
 
-def accepted(constraints: Compiled, schema: Schema, value: Any, *, required_first: bool) -> Any | None:
-    """Return an instance in an order of its keys that may be an answer; None where none was found."""
+def accepted(constraints: Compiled, schema: Schema, value: Any, *, required_first: bool) -> str | None:
+    """Return an instance as it may be an answer; None where no order of its keys was found in which it may."""
     for choice in range(N_ORDERS):
-        ordered = Order(schema, choice, required_first=required_first).put(value, schema.root)
-        if accepts(constraints.start(), written(ordered)):
-            return ordered
+        text = written(Order(schema, choice, required_first=required_first).put(value, schema.root))
+        if accepts(constraints.start(), text):
+            return text
     return None
 
 
@@ -182,8 +182,8 @@ def wrongly_accepted(engine: str, path: Path, count: Counter[str]) -> Iterator[s
             print("valid, but refused:", name)
         if valid is False and found is not None:
             yield name
-        if valid and found is not None and len(written(found)) <= LONGEST_WRONG:
-            for copy in wrong_copies(found, random.Random(name)):
+        if valid and found is not None and len(found) <= LONGEST_WRONG:
+            for copy in wrong_copies(json.loads(found), random.Random(name)):
                 if is_valid(document, copy) is False:
                     count["wrong copies"] += 1
                     if accepts(constraints.start(), written(copy)):
