@@ -99,7 +99,8 @@ def _exclusive_ways(schema: Subschema, key: str, branches: list[Node], sources: 
             schema.rewriter.check_time(schema.where)
             if other_at == at or exclusive(branch, other, defs) or exclusive(all_of([beside, branch]), other, defs):
                 continue
-            if names_are_apart(schema, sources[at], sources[other_at]):
+            pair = sources[at], sources[other_at]
+            if types_are_apart(schema, pair) or names_are_apart(schema, *pair):
                 continue
             opposite = negate(other, defs, names=names)
             if opposite is None:

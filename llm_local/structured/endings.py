@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_local.structured.logic import REF, TYPES, Defs, Node
+from llm_local.structured.logic import REF, TYPES, Defs, Node, all_of, any_of
 
 
 def looping(defs: Defs) -> str | None:
@@ -76,3 +76,26 @@ def _kind_can_end(kind: str, node: dict[str, Any], ending: set[str]) -> bool:
             rest = True
         return all(can_end(properties.get(name, rest), ending) for name in node.get("required", []))
     return True
+
+
+def without(node: Node, dead: set[str]) -> Node:
+    """Return a schema with `false` in place of references to these definitions, which nothing satisfies.
+
+    (For such a reference llguidance 1.9 calls a whole schema unsatisfiable, also where a property may be left out.)
+    """
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        return False if node["$ref"].removeprefix(REF) in dead else node
+    for key, join in (("anyOf", any_of), ("allOf", all_of)):
+        if key in node:
+            return join([without(part, dead) for part in node[key]])
+    return {key: _without(key, value, dead) for key, value in node.items()}
+
+
+def _without(key: str, value: Any, dead: set[str]) -> Any:
+    if key in ("properties", "patternProperties"):
+        return {name: without(node, dead) for name, node in value.items()}
+    if key == "prefixItems":
+        return [without(node, dead) for node in value]
+    return without(value, dead) if key in ("items", "additionalProperties") else value

@@ -121,6 +121,8 @@ def _property_names(schema: Subschema, key: str, value: Any) -> None:
         schema.parts.append({"properties": allowed, "additionalProperties": False})
     else:
         found = _pattern_of_names(whole, schema.rewriter.defs)
+        if found == [ANYTHING]:
+            return
         if found is None:
             raise schema.bad(key, "only short patterns, lengths, common formats and enums of names can be enforced.")
         part = {"properties": {}, "patternProperties": dict.fromkeys(found, True), "additionalProperties": False}
@@ -141,6 +143,8 @@ def _pattern_of_names(node: Node, defs: Defs) -> list[str] | None:
         if pattern is None:
             return None
         patterns.append(pattern)
+    if {ANYTHING, ""} & set(patterns):
+        return [ANYTHING]
     return [either(patterns)] if patterns else []
 
 

@@ -15,37 +15,52 @@ from llm_local.structured.logic import Defs, Node, all_of
 
 MAX_DEPTH = 4
 MAX_VALUES = 1000
-MAX_STEPS = 20_000
-"""Conjunctions that are looked at; beyond them nothing is found. (Each property of a syntax tree may be any node.)"""
+MAX_PLACES = 2_000
+"""Places that are looked at; beyond them nothing is found. (Each property of a syntax tree may be any node.)"""
 
 Way = list[dict[str, Any]]
 """A conjunction of plain schemas."""
 
+Key = tuple[int, ...]
+"""The identities of those schemas."""
 
-def contradicted(branches: list[Node], defs: Defs, depth: int = 0, steps: list[int] | None = None) -> str | None:
+
+def contradicted(branches: list[Node], defs: Defs) -> str | None:
     """Return where (`/tags`, or "" for the value itself) a branch needs equal items that another one forbids."""
-    steps = [MAX_STEPS] if steps is None else steps
-    ways = _ways(branches, defs)
-    steps[0] -= len(ways)
+    return _contradicted(branches, defs, 0, set())
+
+
+def _contradicted(nodes: list[Node], defs: Defs, depth: int, seen: set[tuple[int, frozenset[Key]]]) -> str | None:
+    """Look at alternatives, and at their properties and items.
+
+    Args:
+        seen: what was looked at, and how deep: many ways lead to the same place of a syntax tree.
+    """
+    found = _ways(nodes, defs)
+    place = depth, frozenset(found)
+    if place in seen or len(seen) > MAX_PLACES:
+        return None
+    seen.add(place)
+    ways = list(found.values())
     arrays = [way for way in ways if "array" in types_of(way)]
     unique = [way for way in arrays if _is_unique(way)]
     if unique and any(_must_repeat(way, defs) for way in arrays if not _is_unique(way)):
         return ""
-    if len(ways) < 2 or depth > MAX_DEPTH or steps[0] < 0:
+    if len(ways) < 2 or depth > MAX_DEPTH:
         return None
     inner = {f"/{name}": [_property(way, name) for way in ways] for name in _shared_names(ways)}
     inner["/items"] = [_item(way) for way in arrays]
-    for place, nodes in inner.items():
-        found = contradicted(nodes, defs, depth + 1, steps)
-        if found is not None:
-            return place + found
+    for path, parts in inner.items():
+        below = _contradicted(parts, defs, depth + 1, seen)
+        if below is not None:
+            return path + below
     return None
 
 
-def _ways(nodes: list[Node], defs: Defs) -> list[Way]:
+def _ways(nodes: list[Node], defs: Defs) -> dict[Key, Way]:
     """Return the alternatives of all nodes, each once: several may refer to the same definition."""
     found = [way for node in nodes for way in alternatives(node, defs) or []]
-    return list({tuple(map(id, way)): way for way in found}.values())
+    return {tuple(map(id, way)): way for way in found}
 
 
 def _is_unique(way: Way) -> bool:
@@ -78,7 +93,7 @@ def _must_repeat(way: Way, defs: Defs) -> bool:
 def _count(nodes: list[Node], defs: Defs) -> int:
     """Return how many values there are, at most; from `MAX_VALUES` on they count as many."""
     keys: set[str] = set()
-    for way in _ways(nodes, defs):
+    for way in _ways(nodes, defs).values():
         found = _values(way)
         if found is None:
             return MAX_VALUES

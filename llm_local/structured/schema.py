@@ -15,7 +15,7 @@ from typing import Any
 
 from llm_local.errors import InvalidSchema
 from llm_local.structured import arrays, combining, objects, scalars
-from llm_local.structured.endings import can_end, endless, looping
+from llm_local.structured.endings import can_end, endless, looping, without
 from llm_local.structured.joined_patterns import MAX_PATTERNS, too_many_patterns
 from llm_local.structured.logic import Defs, Node, has_all_of
 from llm_local.structured.rewriter import MAX_MULTIPLE, Rewriter
@@ -58,11 +58,10 @@ def _canonical(schema: Any) -> Schema:
     if too_many_patterns([root, *rewriter.defs.values()], rewriter.defs):
         raise InvalidSchema(f"#/allOf: over {MAX_PATTERNS} patterns or formats must match at once; join them into one.")
     dead = endless(rewriter.defs)
-    ending = set(rewriter.defs) - dead
-    defs = {name: (False if name in dead else node) for name, node in rewriter.defs.items()}
-    if not can_end(root, ending):
+    defs = {name: node for name, node in rewriter.defs.items() if name not in dead}
+    if not can_end(root, set(defs)):
         raise InvalidSchema("#: no value satisfies this schema.")
-    return Schema(root, defs)
+    return Schema(root, defs) if not dead else Schema(without(root, dead), {n: without(defs[n], dead) for n in defs})
 
 
 def _check_text(schema: Any) -> None:

@@ -15,6 +15,7 @@ from llm_local.structured.logic import value_key
 from llm_local.structured.look_ahead import Pattern
 from llm_local.structured.rewriter import Subschema
 from llm_local.structured.texts import is_never_found
+from llm_local.structured.validity import matches
 
 MAX_PARTS = 50
 """Schemas joined in one branch (`$ref`, `allOf`) that are looked at."""
@@ -48,39 +49,48 @@ def tag_of(schema: Subschema, branches: list[Any]) -> Tag | None:
     return min(found, key=lambda tag: (not tag.declared, not tag.certain), default=None)
 
 
-def types_are_apart(schema: Subschema, branches: list[Any]) -> bool:
+def types_are_apart(schema: Subschema, branches: Iterable[Any]) -> bool:
     """Tell whether each branch has types of its own."""
     return _are_apart(_types(list(_parts(schema, branch))) for branch in branches)
 
 
 def names_are_apart(schema: Subschema, one: Any, other: Any) -> bool:
-    """Tell whether one branch needs a property that the other one forbids, and one of them is about objects alone."""
+    """Tell whether a property that one branch needs is forbidden by the other one, or has another type there.
+
+    One of them must be about objects alone.
+    """
     parts, others = list(_parts(schema, one)), list(_parts(schema, other))
     if not any(part.get("type") == "object" for part in (*parts, *others)):
         return False
-    return _forbids_a_needed(parts, others) or _forbids_a_needed(others, parts)
+    return any(_are_apart_at(schema, name, parts, others) for name in _needed([*parts, *others]))
 
 
-def _forbids_a_needed(parts: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
-    needed = {
-        name
-        for part in others
-        if isinstance(part.get("required"), list)
-        for name in part["required"]
-        if isinstance(name, str)
-    }
-    return any(part.get("additionalProperties") is False and _forbids_one(part, needed) for part in parts)
+def _needed(parts: list[dict[str, Any]]) -> set[str]:
+    lists = [part["required"] for part in parts if isinstance(part.get("required"), list)]
+    return {name for names in lists for name in names if isinstance(name, str)}
 
 
-def _forbids_one(part: dict[str, Any], names: set[str]) -> bool:
-    declared, patterns = part.get("properties", {}), part.get("patternProperties", {})
-    if not isinstance(declared, dict) or not isinstance(patterns, dict):
-        return False
-    try:
-        found = [Pattern.of(pattern, "") for pattern in patterns]
-    except InvalidSchema:
-        return False
-    return any(name not in declared and all(is_never_found(one, name) for one in found) for name in names)
+def _are_apart_at(schema: Subschema, name: str, parts: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
+    one, other = (list(_of_property(name, some)) for some in (parts, others))
+    return False in (*one, *other) or types_are_apart(schema, [{"allOf": one}, {"allOf": other}])
+
+
+def _of_property(name: str, parts: list[dict[str, Any]]) -> Iterator[Any]:
+    """Yield schemas that the property's value must satisfy, not always all of them."""
+    for part in parts:
+        declared, patterns = part.get("properties", {}), part.get("patternProperties", {})
+        if not isinstance(declared, dict) or not isinstance(patterns, dict):
+            continue
+        if name in declared:
+            yield declared[name]
+            continue
+        try:
+            found = {Pattern.of(pattern, ""): node for pattern, node in patterns.items()}
+        except InvalidSchema:
+            continue
+        yield from (node for pattern, node in found.items() if matches(pattern, name))
+        if all(is_never_found(pattern, name) for pattern in found):
+            yield part.get("additionalProperties", True)
 
 
 def _types(parts: list[dict[str, Any]]) -> set[str] | None:

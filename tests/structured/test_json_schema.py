@@ -151,6 +151,15 @@ CASES: list[tuple[Any, list[Any], list[Any]]] = [
     ({"type": "array", "contains": {"const": 1}, "minContains": 0}, [[], [2]], []),
     ({"contains": {"const": 1}}, [5, {"a": 1}, [1]], [[2]]),
     ({"type": "object", "propertyNames": False}, [{}], [{"a": 1}]),
+    # Names about which nothing is said beside names that are listed: patterns of both would meet.
+    ({"type": "object", "propertyNames": {"anyOf": [{"const": ""}, {"type": "string", "format": "no-such-format"}]},
+      "patternProperties": {"^.*$": {"type": "integer"}}, "additionalProperties": False},
+     [{"": 1, "a": 2}], [{"a": "b"}]),
+    # A definition that nothing satisfies: what refers to it is forbidden, all else is not.
+    ({"type": "object", "properties": {"old": {"$ref": "#/$defs/removed"}, "new": {"$ref": "#/$defs/more"}},
+      "$defs": {"removed": {"not": {}}, "more": {"type": "array", "items": {"$ref": "#/$defs/endless"}},
+                "endless": {"type": "object", "properties": {"x": {"$ref": "#/$defs/endless"}}, "required": ["x"]}}},
+     [{}, {"new": []}], [{"old": 1}, {"new": [{}]}]),
     (True, [None, {"a": [1, "x"]}], []),
     ({"description": "annotations only", "x-unknown": 3, "default": 1}, [1, "a"], []),
 ]  # fmt: skip

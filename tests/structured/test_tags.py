@@ -112,6 +112,31 @@ def test_branches_of_a_recursive_union_that_have_types_of_their_own_exclude_each
     assert not admits(schema, [1.5])
 
 
+REFERENCE = {"type": "object", "required": ["$ref"], "patternProperties": {r"^\$ref$": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "valid", "invalid"),
+    [
+        # One branch forbids what another one needs, and the third one has a type of its own.
+        ({"type": "object", "properties": {"of": {"oneOf": [{"$ref": "#"}, REFERENCE, {"type": "boolean"}]}},
+          "patternProperties": {"^x-": {}}, "additionalProperties": False},
+         [{"of": {"$ref": "a"}}, {"of": {"of": True}}], [{"of": {"$ref": 1}}, {"of": {"of": 1}}, {"of": {"y": 1}}]),
+        # What one branch needs has another type in the other one.
+        ({"type": "object", "patternProperties": {"^x-": {}},
+          "additionalProperties": {"type": "object", "properties": {"of": {"oneOf": [{"$ref": "#"}, REFERENCE]}}}},
+         [{"a": {"of": {"$ref": "a"}}}, {"a": {"of": {"b": {"of": {}}}}}, {"a": {"of": {"$ref": {"of": {}}}}}],
+         [{"a": {"of": {"$ref": 1}}}, {"a": {"of": {"b": 1}}}]),
+    ],
+    ids=["forbidden", "another type"],
+)  # fmt: skip
+def test_branches_of_a_recursive_union_are_told_apart_in_pairs(
+    schema: Any, valid: list[Any], invalid: list[Any]
+) -> None:
+    """As in OpenAPI's own schema: a schema, a reference, or a boolean."""
+    check_admits(schema, valid, invalid)
+
+
 @pytest.mark.parametrize(("union", "n_kinds"), rest_is_slow([("oneOf", 12), ("oneOf", 30), ("anyOf", 30)]))
 def test_a_syntax_tree_of_many_kinds_is_translated_quickly(union: str, n_kinds: int) -> None:
     """Each property of each node may be any node: looking at all of them in each other would take minutes."""
@@ -134,3 +159,10 @@ def test_a_syntax_tree_of_many_kinds_is_translated_quickly(union: str, n_kinds: 
     schema = {**anything, "$defs": nodes}
     assert admits(schema, {"kind": "N1", "f4": {"kind": names[-1], "f0": {"kind": "N3"}}, "tags": ["a"]})
     assert time.thread_time() - began < 5
+
+
+def test_a_schema_of_schemas_is_translated_quickly() -> None:
+    """Its properties refer to itself in many ways, and some arrays are distinct: each place is looked at once."""
+    began = time.thread_time()
+    canonical(jsonschema.Draft4Validator.META_SCHEMA)
+    assert time.thread_time() - began < 0.2
