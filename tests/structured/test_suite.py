@@ -1,6 +1,7 @@
 """The official JSON Schema Test Suite, where `LLM_LOCAL_TEST_JSON_SCHEMA_SUITE` names its folder `tests`.
 
-Nothing invalid may be an answer. Which schemas are refused, and which valid instances, is counted and printed (`-s`).
+Nothing invalid may be an answer, and almost everything valid may. Which schemas are refused, and which valid instances,
+is counted and printed (`-s`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ GUIDANCE = guidance()
 NATIVE = NativeEngine(FakeNative(GUIDANCE), compact=True)
 TOKENS = Tokens(N_VOCAB, piece, GUIDANCE.byte_tokens, [END])
 MAX_ORDERS = 200
+MAX_REFUSED = 0.01
+"""Of the valid instances of schemas that are served."""
+
+ANNOTATED = "is only an annotation by default"
+"""How the suite ends its word on a format that it does not want to be checked; we enforce the usual ones."""
 
 
 def orders(value: Any) -> Iterator[Any]:
@@ -49,6 +55,31 @@ def orders(value: Any) -> Iterator[Any]:
             yield list(items)
     else:
         yield value
+
+
+def spelt(value: Any, number: Callable[[int | float], int | float]) -> Any:
+    """The same value with its numbers written in another way."""
+    if isinstance(value, dict):
+        return {key: spelt(item, number) for key, item in value.items()}
+    if isinstance(value, list):
+        return [spelt(item, number) for item in value]
+    return number(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def whole(number: float) -> int | float:
+    """1.0 as 1."""
+    return int(number) if number == int(number) else number
+
+
+def fraction(number: float) -> int | float:
+    """1 as 1.0."""
+    return float(number) if abs(number) < 2**53 else number
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """The ways to write a value, which JSON Schema does not distinguish."""
+    for one in (value, spelt(value, whole), spelt(value, fraction)):
+        yield from map(written, itertools.islice(orders(one), MAX_ORDERS))
 
 
 def written(value: Any) -> str:
@@ -87,8 +118,10 @@ def test_nothing_invalid_of_the_official_suite_is_an_answer(draft: str, engine: 
                 continue
             count["schemas served"] += 1
             for case in group["tests"]:
-                texts = map(written, itertools.islice(orders(case["data"]), MAX_ORDERS))
-                taken = any(accepts(compiled_one.start(), text) for text in texts)
+                taken = any(accepts(compiled_one.start(), text) for text in texts_of(case["data"]))
+                if not taken and case["description"].endswith(ANNOTATED):
+                    count["refused for their format"] += 1
+                    continue
                 kind = "valid" if case["valid"] else "invalid"
                 count[f"{kind} {'accepted' if taken else 'refused'}"] += 1
                 if taken != case["valid"]:
@@ -97,4 +130,5 @@ def test_nothing_invalid_of_the_official_suite_is_an_answer(draft: str, engine: 
     for _, *place in (one for one in wrong if one[0]):
         print("valid, but refused:", *place, sep=" | ")
     assert [one for one in wrong if not one[0]] == []
+    assert count["valid refused"] <= MAX_REFUSED * (count["valid accepted"] + count["valid refused"])
     assert not unexplained
