@@ -31,6 +31,9 @@ UNENFORCEABLE = {
 }
 
 
+LAST = ("unevaluatedProperties",)
+
+
 class Rewriter:
     """Walks a schema once; `$ref` targets become definitions of their own.
 
@@ -136,11 +139,15 @@ class Subschema:
         self.parts: list[Node] = []
 
     def canonical(self) -> Node:
-        """Translate all keywords, in the order in which they were written: it is the order of properties, too."""
+        """Translate all keywords, in the order in which they were written: it is the order of properties, too.
+
+        What is about properties that the others leave comes last.
+        """
         if "$ref" in self.source and self.rewriter.ref_stands_alone:
             return self.rewriter.reference(self.source, "$ref", self.where)
         place: int | None = None
-        for key, value in self.source.items():
+        for key in sorted(self.source, key=LAST.__contains__):
+            value = self.source[key]
             if key in UNENFORCEABLE:
                 raise InvalidSchema(f"{self.where}/{key}: this keyword cannot be enforced; {UNENFORCEABLE[key]}.")
             handler = self.rewriter.handlers.get(key)
