@@ -25,10 +25,7 @@ MAX_MULTIPLE = 100_000
 
 MAX_SECONDS = 1.5
 
-UNENFORCEABLE = {
-    "unevaluatedItems": "use 'items': false",
-    "$dynamicRef": "use '$ref'",
-}
+UNENFORCEABLE = {"unevaluatedItems": "use 'items': false"}
 
 
 LAST = ("unevaluatedProperties",)
@@ -112,10 +109,9 @@ class Rewriter:
         """Whether keywords beside a `$ref` mean nothing (drafts 3 to 7)."""
         return self._references.ref_stands_alone
 
-    @property
-    def has_recursive_anchor(self) -> bool:
-        """Whether what `$recursiveRef` means depends on where the schema is used (draft 2019-09)."""
-        return isinstance(self._root, dict) and "$recursiveAnchor" in self._root
+    def depends_on_use(self, reference: Any) -> bool:
+        """Tell whether it depends on where a schema is used what its `$dynamicRef` or `$recursiveRef` names."""
+        return self._references.depends_on_use(reference)
 
     def original(self, reference: str, holder: dict[str, Any], where: str) -> Any:
         """Return what a reference points to, as it was written."""

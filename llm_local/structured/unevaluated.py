@@ -20,6 +20,7 @@ from llm_local.structured.pattern import to_rust
 from llm_local.structured.rewriter import MAX_DEPTH, Subschema
 
 MAX_WAYS = 64
+REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 
 Evaluated = dict[tuple[str, str], None]
 """Keywords (`properties`, `patternProperties`) and what they speak of: names, and patterns (Rust)."""
@@ -107,8 +108,8 @@ class _Search:
         self._schema.rewriter.check_time(where)
         found = self._known.get(id(source))
         if found is None:
-            if id(source) in self._known or depth > MAX_DEPTH or "$dynamicRef" in source:
-                raise self._bad("beside '$dynamicRef' or what refers to itself it cannot be enforced.")
+            if id(source) in self._known or depth > MAX_DEPTH:
+                raise self._bad("beside what refers to itself it cannot be enforced.")
             self._known[id(source)] = None
             found = self._known[id(source)] = self._look(source, where, depth)
         return found
@@ -134,8 +135,8 @@ class _Search:
         parts = source.get("allOf")
         for at, part in enumerate(parts if isinstance(parts, list) else []):
             yield part, f"{where}/allOf/{at}"
-        if "$ref" in source:
-            yield self._schema.rewriter.original(source["$ref"], source, where), f"{where}/$ref"
+        for key in (key for key in REFERENCES if key in source):
+            yield self._schema.rewriter.original(source[key], source, where), f"{where}/{key}"
 
     def _choices(
         self, source: dict[str, Any], where: str, depth: int, always: Evaluated | None

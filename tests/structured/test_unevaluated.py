@@ -43,6 +43,8 @@ CASES: list[tuple[Any, list[Any], list[Any]]] = [
      [{"a": 1}, {"a": 1, "c": None}, {"b": 1, "a": None}], [{"a": 1, "c": 1}, {"a": 1, "b": 1}]),
     ({**CLOSED, "oneOf": [{**needs("a"), "additionalProperties": {"type": "null"}}, needs("b")]},
      [{"a": 1, "z": None}, {"b": 1}], [{"a": 1, "z": 1}, {"b": 1, "z": None}, {}]),
+    ({**CLOSED, "properties": {"a": True}, "$dynamicRef": "#more",
+      "$defs": {"d": {"$dynamicAnchor": "more", "properties": {"b": True}}}}, [{"a": 1, "b": 1}], [{"c": 1}]),
     ({**CLOSED, "allOf": [{"oneOf": [needs("a"), {"$ref": "#/$defs/d"}]}, {"$ref": "#/$defs/d/anyOf/0"}],
       "$defs": {"d": {"anyOf": [{"properties": {"x": True}}, needs("y")], "required": ["b"],
                       "properties": {"b": True}}}},
@@ -60,7 +62,7 @@ def test_what_branches_speak_of_counts_where_they_hold(schema: Any, valid: list[
     ("schema", "says"),
     [
         ({**CLOSED, "anyOf": [needs(name) for name in "abcdefg"]}, "over 64 ways"),
-        ({**CLOSED, "$dynamicRef": "#a"}, "dynamicRef"),
+        ({**CLOSED, "allOf": [{"$ref": "#"}]}, "refers to itself"),
     ],
 )
 def test_too_many_ways_are_refused_by_name(schema: Any, says: str) -> None:
