@@ -21,6 +21,7 @@ from llm_local.structured.digits import CompiledDigits
 from llm_local.structured.distinct import CompiledDistinct
 from llm_local.structured.native import NativeEngine
 from llm_local.structured.places import Places
+from llm_local.structured.scalars import FORMATS
 from llm_local.structured.schema import canonical
 from llm_local.structured.tokens import Compiled, Tokens
 from tests.structured.native import FakeNative
@@ -92,16 +93,33 @@ def compiled(engine: str, document: Any) -> Compiled:
     return CompiledDigits(CompiledDistinct(one.json(schema), Places([schema]), TOKENS), TOKENS)
 
 
-@pytest.mark.parametrize("engine", ["llguidance", "llama"])
-@pytest.mark.parametrize("draft", DRAFTS)
-def test_nothing_invalid_of_the_official_suite_is_an_answer(draft: str, engine: str) -> None:
+def suite() -> Path:
     folder = os.environ.get("LLM_LOCAL_TEST_JSON_SCHEMA_SUITE")
     if not folder:
         pytest.skip("LLM_LOCAL_TEST_JSON_SCHEMA_SUITE does not name the suite's folder")
+    return Path(folder)
+
+
+@pytest.mark.parametrize("engine", ["llguidance", "llama"])
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_no_text_that_is_not_of_a_format_is_an_answer(name: str, engine: str) -> None:
+    for group in json.loads((suite() / "draft2020-12" / "optional" / "format" / f"{name}.json").read_text()):
+        try:
+            compiled_one = compiled(engine, group["schema"])
+        except InvalidSchema:
+            assert engine == "llama"
+            continue
+        taken = [case["data"] for case in group["tests"] if accepts(compiled_one.start(), written(case["data"]))]
+        assert [case["data"] for case in group["tests"] if not case["valid"] and case["data"] in taken] == []
+
+
+@pytest.mark.parametrize("engine", ["llguidance", "llama"])
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_nothing_invalid_of_the_official_suite_is_an_answer(draft: str, engine: str) -> None:
     count, refused, wrong = Counter[str](), Counter[str](), []
     unexplained = 0
-    paths = sorted((Path(folder) / draft).glob("*.json"))
-    assert paths, f"no suite in {folder}/{draft}"
+    paths = sorted((suite() / draft).glob("*.json"))
+    assert paths, f"no suite in {suite()}/{draft}"
     for path in paths:
         for group in json.loads(path.read_text()):
             document = group["schema"]
