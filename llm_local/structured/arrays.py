@@ -79,7 +79,8 @@ def _contains(schema: Subschema, key: str, value: Any) -> None:
     if most is None and least == 0:
         return
     unwanted = negate(wanted, schema.rewriter.defs)
-    n_wanted, others = range(least, least + 1), True
+    n_wanted = range(least, least + 1)
+    others: Node = True
     if most is not None:
         if unwanted is None:
             raise schema.bad("maxContains", "the opposite of 'contains' cannot be enforced; use 'prefixItems'.")
@@ -98,11 +99,12 @@ def _n_places(schema: Subschema, n_wanted: range) -> int:
     if least > MAX_WANTED:
         raise schema.bad("minContains", f"at most {MAX_WANTED} can be enforced.")
     longest = schema.source.get("maxItems")
-    is_short = isinstance(longest, int) and longest <= MAX_SHORT
-    n_places = longest if is_short else max(MAX_PLACES, least)
+    n_places: int = max(MAX_PLACES, least)
+    if isinstance(longest, int) and longest <= MAX_SHORT:
+        n_places = longest
     while n_places > least and sum(math.comb(n_places, n) for n in n_wanted[: n_places + 1]) > MAX_LISTED:
         n_places -= 1
-    return int(n_places)
+    return n_places
 
 
 def _may_be_array(schema: Subschema) -> bool:
