@@ -15,7 +15,6 @@ from llm_local.structured.pattern import PatternError, to_rust, widest
 from llm_local.structured.property_counts import any_property, at_least, at_most
 from llm_local.structured.rewriter import Handler, Subschema
 from llm_local.structured.scalars import count
-from llm_local.structured.unevaluated import unevaluated_properties
 
 MAX_PROPERTIES = 4000
 
@@ -203,5 +202,4 @@ HANDLERS: dict[str, Handler] = {
     "dependentRequired": _dependent_required,
     "dependentSchemas": _dependent_schemas,
     "dependencies": _dependencies,
-    "unevaluatedProperties": unevaluated_properties,
 }

@@ -25,10 +25,7 @@ MAX_MULTIPLE = 100_000
 
 MAX_SECONDS = 1.5
 
-UNENFORCEABLE = {"unevaluatedItems": "use 'items': false"}
-
-
-LAST = ("unevaluatedProperties",)
+LAST = ("unevaluatedProperties", "unevaluatedItems")
 
 
 class Rewriter:
@@ -137,15 +134,13 @@ class Subschema:
     def canonical(self) -> Node:
         """Translate all keywords, in the order in which they were written: it is the order of properties, too.
 
-        What is about properties that the others leave comes last.
+        What is about that which the others leave comes last.
         """
         if "$ref" in self.source and self.rewriter.ref_stands_alone:
             return self.rewriter.reference(self.source, "$ref", self.where)
         place: int | None = None
         for key in sorted(self.source, key=LAST.__contains__):
             value = self.source[key]
-            if key in UNENFORCEABLE:
-                raise InvalidSchema(f"{self.where}/{key}: this keyword cannot be enforced; {UNENFORCEABLE[key]}.")
             handler = self.rewriter.handlers.get(key)
             if handler is None or (value is None and key != "const"):
                 continue

@@ -1,7 +1,7 @@
-"""`unevaluatedProperties`: about properties that no other keyword speaks of, in each way in which those may hold.
+"""`unevaluatedProperties`, `unevaluatedItems`: what no other keyword speaks of, in each way in which those may hold.
 
 What branches speak of counts where they hold, so each choice of them that holds becomes a way of its own, with
-`additionalProperties` for what is left. Any thread.
+`additionalProperties` or `items` for what is left. Any thread.
 
 Source: JSON Schema 2020-12, core, 11.3.
 """
@@ -9,7 +9,7 @@ Source: JSON Schema 2020-12, core, 11.3.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,13 @@ from llm_local.errors import InvalidSchema
 from llm_local.structured.logic import Node, all_of, any_of
 from llm_local.structured.negation import negate
 from llm_local.structured.pattern import to_rust
-from llm_local.structured.rewriter import MAX_DEPTH, Subschema
+from llm_local.structured.rewriter import MAX_DEPTH, Handler, Subschema
 
 MAX_WAYS = 64
 REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 
 Evaluated = dict[tuple[str, str], None]
-"""Keywords (`properties`, `patternProperties`) and what they speak of: names, and patterns (Rust)."""
+"""Keywords (`properties`, `patternProperties`, `prefixItems`) and names, patterns (Rust) or places they speak of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Way:
 
     Attributes:
         holds: what makes sure that it holds so, beside the schema itself.
-        evaluated: what it speaks of then; None for all properties.
+        evaluated: what it speaks of then; None for all properties or items.
     """
 
     holds: tuple[Node, ...] = ()
@@ -51,18 +51,56 @@ NOTHING = Way((), {})
 """Counts on no branch: what it leaves is little, and so valid whichever hold."""
 
 
-def unevaluated_properties(schema: Subschema, key: str, value: Any) -> None:
-    """Take `unevaluatedProperties` in: one of the ways, with `additionalProperties` for what it does not speak of."""
+def _unevaluated_properties(schema: Subschema, key: str, value: Any) -> None:
+    def rest(evaluated: Evaluated, node: Node) -> Node:
+        made: dict[str, Any] = {"properties": {}, "additionalProperties": node}
+        for keyword, name in evaluated:
+            made.setdefault(keyword, {})[name] = True
+        return made
+
+    _add(schema, key, value, _of_object, rest)
+
+
+def _unevaluated_items(schema: Subschema, key: str, value: Any) -> None:
+    def rest(evaluated: Evaluated, node: Node) -> Node:
+        return {"prefixItems": [True] * len(evaluated), "items": node}
+
+    _add(schema, key, value, _of_array, rest)
+
+
+def _add(schema: Subschema, key: str, value: Any, own: Own, rest: Callable[[Evaluated, Node], Node]) -> None:
+    """Add the ways in which a schema may hold, each with what is said about the rest."""
     if value is True:
         return
-    rest = schema.sub(value, key)
-    options = []
-    for way in _Search(schema).ways(schema.source, schema.where, 0):
-        part: dict[str, Any] = {"properties": {}, "additionalProperties": rest}
-        for keyword, name in way.evaluated or ():
-            part.setdefault(keyword, {})[name] = True
-        options.append(all_of([*way.holds, *([] if way.evaluated is None else [part])]))
+    node, options = schema.sub(value, key), []
+    for way in _Search(schema, key, own).ways(schema.source, schema.where, 0):
+        options.append(all_of([*way.holds, *([] if way.evaluated is None else [rest(way.evaluated, node)])]))
     schema.parts.append(any_of(options))
+
+
+Own = Callable[[Subschema, dict[str, Any], str], Evaluated | None]
+"""Returns what the keywords of one schema object speak of, without those of schemas in it; None for all."""
+
+
+def _of_object(schema: Subschema, source: dict[str, Any], where: str) -> Evaluated | None:
+    if "additionalProperties" in source:
+        return None
+    evaluated: Evaluated = {}
+    for keyword in ("properties", "patternProperties"):
+        for name in schema.mapping(keyword, source.get(keyword) or {}):
+            as_key = name if keyword == "properties" else to_rust(name, f"{where}/{keyword}")
+            evaluated[keyword, as_key] = None
+    return evaluated
+
+
+def _of_array(schema: Subschema, source: dict[str, Any], where: str) -> Evaluated | None:
+    if "contains" in source:
+        raise schema.bad("unevaluatedItems", "beside 'contains' it cannot be enforced; use 'items'.")
+    is_old = isinstance(source.get("items"), list)
+    if ("additionalItems" if is_old else "items") in source:
+        return None
+    first = source.get("items" if is_old else "prefixItems")
+    return {("prefixItems", str(at)): None for at in range(len(first) if isinstance(first, list) else 0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +116,18 @@ class _Found:
 
 
 class _Search:
-    """Looks at all keywords that are about the same value."""
+    """Looks at all keywords that are about the same value.
 
-    def __init__(self, schema: Subschema) -> None:
+    Args:
+        schema: that has the keyword.
+        key: the keyword.
+        own: see above.
+    """
+
+    def __init__(self, schema: Subschema, key: str, own: Own) -> None:
         self._schema = schema
+        self._key = key
+        self._own = own
         self._known: dict[int, _Found | None] = {}
 
     def ways(self, source: Any, where: str, depth: int) -> list[Way]:
@@ -96,11 +142,11 @@ class _Search:
 
     def _few(self, ways: list[Way]) -> list[Way]:
         if len(ways) > MAX_WAYS:
-            raise self._bad(f"its branches may hold in over {MAX_WAYS} ways; use 'additionalProperties' in them.")
+            raise self._bad(f"its branches may hold in over {MAX_WAYS} ways; say in each of them what there may be.")
         return ways
 
     def _bad(self, why: str) -> InvalidSchema:
-        return self._schema.bad("unevaluatedProperties", why)
+        return self._schema.bad(self._key, why)
 
     def _found(self, source: Any, where: str, depth: int) -> _Found:
         if not isinstance(source, dict):
@@ -115,18 +161,14 @@ class _Search:
         return found
 
     def _look(self, source: dict[str, Any], where: str, depth: int) -> _Found:
-        if "additionalProperties" in source or (depth and "unevaluatedProperties" in source):
+        if depth and self._key in source:
             return _Found(None, {})
-        always: Evaluated | None = {}
+        always = self._own(self._schema, source, where)
         choices: dict[tuple[int, str], list[Way]] = {}
         for part, place in self._parts(source, where):
             inner = self._found(part, place, depth + 1)
             always = _both(always, inner.always)
             choices |= inner.choices
-        for keyword in ("properties", "patternProperties"):
-            for name in self._schema.mapping(keyword, source.get(keyword) or {}):
-                as_key = name if keyword == "properties" else to_rust(name, f"{where}/{keyword}")
-                always = _both(always, {(keyword, as_key): None})
         for keyword, options in self._choices(source, where, depth + 1, always):
             choices[id(source), keyword] = options
         return _Found(always, choices)
@@ -151,7 +193,8 @@ class _Search:
             yield keyword, list(itertools.chain(*found)) if keyword == "oneOf" else self._any_of(found)
         if "if" in source:
             yield "if", list(self._if(source, where, depth))
-        dependent = source.get("dependentSchemas")
+        # (Which says nothing about arrays.)
+        dependent = source.get("dependentSchemas") if self._own is _of_object else None
         for name, part in dependent.items() if isinstance(dependent, dict) else ():
             ways = self.ways(part, f"{where}/dependentSchemas/{name}", depth)
             yield f"dependentSchemas/{name}", [Way(({"required": [name]},), {}).also(way) for way in ways]
@@ -183,3 +226,9 @@ class _Search:
 
 def _speaks_of_more(evaluated: Evaluated | None, than: Evaluated | None) -> bool:
     return than is not None and (evaluated is None or not evaluated.keys() <= than.keys())
+
+
+HANDLERS: dict[str, Handler] = {
+    "unevaluatedProperties": _unevaluated_properties,
+    "unevaluatedItems": _unevaluated_items,
+}

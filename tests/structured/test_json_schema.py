@@ -193,7 +193,7 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"not": {"contains": {"type": "integer"}}}, "#/not", "say what is allowed"),
     ({"type": "string", "allOf": [{"pattern": f"[ab]*a[ab]{{{n}}}"} for n in range(16)]}, "#/allOf", "patterns"),
     ({"allOf": [{"properties": {"x": {"pattern": f"[ab]*a[ab]{{{n}}}"}}} for n in range(16)]}, "#/allOf", "patterns"),
-    ({"type": "array", "unevaluatedItems": False}, "#/unevaluatedItems", "cannot be enforced"),
+    ({"type": "array", "contains": True, "unevaluatedItems": False}, "#/unevaluatedItems", "cannot be enforced"),
     (
         {
             "properties": {
@@ -512,6 +512,11 @@ KEYWORDS = [
     "dependentSchemas",
     "dependencies",
     "unevaluatedProperties",
+    "unevaluatedItems",
+    "contains",
+    "maxContains",
+    "$dynamicRef",
+    "$dynamicAnchor",
     "$id",
     "id",
     "$schema",

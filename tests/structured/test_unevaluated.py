@@ -1,4 +1,4 @@
-"""`unevaluatedProperties` beside branches: what they speak of counts where they hold. jsonschema is the judge."""
+"""`unevaluatedProperties` and `unevaluatedItems`: what branches speak of counts where they hold. jsonschema judges."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ def needs(*names: str) -> dict[str, Any]:
 
 
 CLOSED: dict[str, Any] = {"type": "object", "unevaluatedProperties": False}
+
+LIST: dict[str, Any] = {"type": "array", "unevaluatedItems": False}
+STRING, NUMBER = {"type": "string"}, {"type": "number"}
 
 CASES: list[tuple[Any, list[Any], list[Any]]] = [
     # schema, what it admits, what it does not
@@ -50,10 +53,20 @@ CASES: list[tuple[Any, list[Any], list[Any]]] = [
                       "properties": {"b": True}}}},
      [{"a": 1}, {"a": 1, "x": 1}, {"b": 1, "y": 1}, {"x": 1, "b": 1}],
      [{"a": 1, "y": 1}, {"b": 1, "z": 1}, {"b": 1, "y": "s"}, {"a": 1, "b": 1}]),
+    (LIST, [[]], [[1]]),
+    ({**LIST, "prefixItems": [STRING], "allOf": [{"prefixItems": [True, NUMBER]}]}, [[], ["a", 1]], [["a", 1, 1], [1]]),
+    ({**LIST, "prefixItems": [STRING], "anyOf": [{"prefixItems": [True, NUMBER], "minItems": 2}, {"maxItems": 1}]},
+     [["a"], ["a", 1], []], [["a", "b"], ["a", 1, 1]]),
+    ({"type": "array", "unevaluatedItems": STRING, "prefixItems": [NUMBER]}, [[1, "a"], []], [[1, 1], ["a"]]),
+    ({**LIST, "if": {"minItems": 2}, "then": {"items": NUMBER},
+      "else": {"prefixItems": [STRING]}}, [[1, 2, 3], ["a"], []], [[1, "a"], ["a", "b"], [2]]),
+    ({**LIST, "oneOf": [{"items": STRING, "minItems": 1}, {"prefixItems": [NUMBER], "minItems": 1}]},
+     [["a", "b"], [1]], [[1, 1], [], ["a", 1]]),
+    ({**LIST, "dependentSchemas": {"a": {"items": True}}}, [[]], [[1]]),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("schema", "valid", "invalid"), CASES, ids=[compact(case[0])[40:100] for case in CASES])
+@pytest.mark.parametrize(("schema", "valid", "invalid"), CASES, ids=[compact(case[0])[20:100] for case in CASES])
 def test_what_branches_speak_of_counts_where_they_hold(schema: Any, valid: list[Any], invalid: list[Any]) -> None:
     check_admits(schema, valid, invalid)
 
@@ -116,12 +129,8 @@ JOINED = st.recursive(PLAIN, _joined, max_leaves=4)
 OBJECTS = st.dictionaries(st.sampled_from(["a", "b", "c", "d", "ad"]), st.sampled_from([1, "s"]), max_size=3)
 
 
-@given(parts=JOINED, rest=VALUES, values=st.lists(OBJECTS, max_size=6), seed=st.integers(0, 2**32))
-@examples(150)
-def test_whatever_branches_there_are_nothing_invalid_is_an_answer(
-    parts: Any, rest: Any, values: list[Any], seed: int
-) -> None:
-    document = {**parts, "type": "object", "unevaluatedProperties": rest}
+def check_nothing_invalid(document: Any, values: list[Any], seed: int) -> None:
+    """Neither random answers nor these values are, where they are admitted."""
     try:
         compiled = GUIDANCE.json(canonical(document))
     except InvalidSchema:
@@ -132,3 +141,49 @@ def test_whatever_branches_there_are_nothing_invalid_is_an_answer(
     for value in values:
         if not judge.is_valid(value):
             assert not compiled.start().completes(compact(value)), value
+
+
+@given(parts=JOINED, rest=VALUES, values=st.lists(OBJECTS, max_size=6), seed=st.integers(0, 2**32))
+@examples(150)
+def test_whatever_branches_there_are_nothing_invalid_is_an_answer(
+    parts: Any, rest: Any, values: list[Any], seed: int
+) -> None:
+    check_nothing_invalid({**parts, "type": "object", "unevaluatedProperties": rest}, values, seed)
+
+
+FIRST = st.lists(VALUES, max_size=2)
+ARRAY = st.fixed_dictionaries({}, optional={"prefixItems": FIRST, "items": VALUES, "minItems": st.integers(0, 2)})
+
+
+def _joined_arrays(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    some = st.lists(inner, min_size=1, max_size=3)
+    return st.fixed_dictionaries(
+        {},
+        optional={
+            "prefixItems": FIRST,
+            "allOf": some,
+            "anyOf": some,
+            "oneOf": some,
+            "if": inner,
+            "then": inner,
+            "else": inner,
+            "dependentSchemas": st.dictionaries(NAMES, inner, max_size=1),
+            "unevaluatedItems": VALUES,
+        },
+    )
+
+
+ARRAYS = st.lists(st.sampled_from([1, "s"]), max_size=3)
+
+
+@given(
+    parts=st.recursive(ARRAY, _joined_arrays, max_leaves=4),
+    rest=VALUES,
+    values=st.lists(ARRAYS, max_size=6),
+    seed=st.integers(0, 2**32),
+)
+@examples(100)
+def test_whatever_branches_of_arrays_there_are_nothing_invalid_is_an_answer(
+    parts: Any, rest: Any, values: list[Any], seed: int
+) -> None:
+    check_nothing_invalid({**parts, "type": "array", "unevaluatedItems": rest}, values, seed)
