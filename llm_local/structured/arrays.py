@@ -6,12 +6,17 @@ import itertools
 import math
 from typing import Any
 
-from llm_local.structured.logic import MAX_PLACES, TYPES, Node, any_of, at_some_place, narrowed
+from llm_local.structured.logic import MAX_PLACES, TYPES, Node, any_of, at_places, narrowed
 from llm_local.structured.negation import negate
 from llm_local.structured.rewriter import Handler, Subschema
+from llm_local.structured.scalars import whole_number
 from llm_local.structured.value_count import most_values
 
 MAX_LISTED = 100
+MAX_SHORT = 24
+"""Items of an array of which each may be one that it must contain."""
+
+MAX_WANTED = 100
 
 
 def _items(schema: Subschema, key: str, value: Any) -> None:
@@ -63,23 +68,43 @@ def _n_first(schema: Subschema) -> int:
 
 
 def _contains(schema: Subschema, key: str, value: Any) -> None:
-    """One of the first items is what is wanted: its place is chosen, and what stands before and behind is free.
+    """Some of the first items are what is wanted: their places are chosen, and what stands elsewhere is free.
 
-    Later places are valid, too, but not offered: a grammar cannot count on without end.
+    Where there may not be more of them, nothing else is wanted. Later places are valid, too, but not offered where the
+    array may be long: a grammar cannot count on without end.
     """
-    least, most = schema.source.get("minContains", 1), schema.source.get("maxContains")
+    least = whole_number(schema, "minContains", schema.source.get("minContains", 1))
+    most = schema.source.get("maxContains")
     wanted = schema.sub(value, key)
-    if most is not None or least not in (0, 1) or isinstance(least, bool):
-        name = "maxContains" if most is not None else "minContains"
-        raise schema.bad(name, "this keyword cannot be enforced; say which items there must be with 'prefixItems'.")
-    if least == 0:
+    if most is None and least == 0:
         return
-    n_places = schema.source.get("maxItems", MAX_PLACES)
-    n_places = min(MAX_PLACES, n_places) if isinstance(n_places, int) else MAX_PLACES
-    others = [name for name in TYPES if name != "array"]
     unwanted = negate(wanted, schema.rewriter.defs)
-    opposite = None if unwanted is None else {"type": "array", "items": unwanted}
-    schema.parts.append(narrowed(any_of([{"type": others}, *at_some_place(wanted, 0, n_places)]), opposite))
+    n_wanted = range(least, least + 1)
+    others: Node = True
+    if most is not None:
+        if unwanted is None:
+            raise schema.bad("maxContains", "the opposite of 'contains' cannot be enforced; use 'prefixItems'.")
+        n_wanted, others = range(least, whole_number(schema, "maxContains", most) + 1), unwanted
+    places = range(_n_places(schema, n_wanted))
+    ways = [way for n in n_wanted[: len(places) + 1] for way in at_places(wanted, n, places, others)]
+    is_simple = most is None and least == 1 and unwanted is not None
+    opposite = {"type": "array", "items": unwanted} if is_simple else None
+    not_arrays = {"type": [name for name in TYPES if name != "array"]}
+    schema.parts.append(narrowed(any_of([not_arrays, *ways]), opposite))
+
+
+def _n_places(schema: Subschema, n_wanted: range) -> int:
+    """Return at how many places items are looked for: all of a short array, else as many as few ways lead to."""
+    least = n_wanted.start
+    if least > MAX_WANTED:
+        raise schema.bad("minContains", f"at most {MAX_WANTED} can be enforced.")
+    longest = schema.source.get("maxItems")
+    n_places: int = max(MAX_PLACES, least)
+    if isinstance(longest, int) and longest <= MAX_SHORT:
+        n_places = longest
+    while n_places > least and sum(math.comb(n_places, n) for n in n_wanted[: n_places + 1]) > MAX_LISTED:
+        n_places -= 1
+    return n_places
 
 
 def _may_be_array(schema: Subschema) -> bool:

@@ -19,8 +19,8 @@ MAX_BRANCHES = 64
 def _ref(schema: Subschema, key: str, value: Any) -> None:
     if key == "$recursiveRef" and value != "#":
         raise schema.bad(key, "must be '#'.")
-    if key == "$recursiveRef" and schema.rewriter.has_recursive_anchor:
-        raise schema.bad(key, "together with $recursiveAnchor it cannot be enforced; use '$ref'.")
+    if key != "$ref" and schema.rewriter.depends_on_use(value):
+        raise schema.bad(key, "there are several anchors that it may mean, which cannot be enforced; use '$ref'.")
     schema.parts.append(schema.rewriter.reference(schema.source, key, schema.where))
 
 
@@ -144,6 +144,7 @@ def _if(schema: Subschema, key: str, value: Any) -> None:
 
 HANDLERS: dict[str, Handler] = {
     "$ref": _ref,
+    "$dynamicRef": _ref,
     "$recursiveRef": _ref,
     "allOf": _all_of,
     "anyOf": _any_of,

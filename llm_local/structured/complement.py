@@ -7,6 +7,7 @@ regular expression is left (Brzozowski and McCluskey, 1963). Only small automata
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from functools import lru_cache
 
 from llm_local.structured.automaton import Automaton, NoText, automaton
@@ -14,7 +15,7 @@ from llm_local.structured.characters import EVERYTHING, Characters, Ranges, comp
 from llm_local.structured.expression import Anchor, Choice, Expression, One, Repeat, Sequence, anchors, parse
 from llm_local.structured.pattern import PatternError, widest
 
-MAX_STATES = 60
+MAX_STATES = 200
 MAX_CHARACTERS = 150_000
 MAX_RANGES = 20
 
@@ -137,7 +138,9 @@ def expression_of(edges: list[dict[int, str]], ends: set[int]) -> str | None:
     ways.update({(at, finish): "" for at in ends})
     left = set(range(len(edges)))
     while left:
-        state = min(left, key=lambda one: sum(one in pair for pair in ways))
+        n_ways = Counter(state for pair in ways for state in set(pair))
+        # (The last of a chain of states first: expressions grow at their ends, and are not copied.)
+        state = min(left, key=lambda one: (n_ways[one], -one))
         left.remove(state)
         loop = ways.pop((state, state), None)
         again = "" if loop is None else f"(?:{loop})*"

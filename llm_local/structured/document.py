@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from llm_local.structured.formats import YEAR
+from llm_local.structured.formats import DAY
 from llm_local.structured.logic import Node, has_all_of
 from llm_local.structured.schema import Schema
 
-# Dates that Python and JavaScript read, too: no leap second, at most nanoseconds. Numbers of durations end.
+# Dates that Python and JavaScript read, too: no 29 February in other years (which llguidance 1.9 admits), no leap
+# second, at most nanoseconds. Numbers of durations end.
 _CLOCK = r"[0-9]{2}:[0-9]{2}:[0-5][0-9](?:\.[0-9]{1,9})?[Zz+-]"
 STRICTER_FORMATS = {
-    "date": f"^{YEAR}-",
-    "date-time": f"^{YEAR}-[0-9]{{2}}-[0-9]{{2}}.{_CLOCK}",
+    "date": f"^{DAY}$",
+    "date-time": f"^{DAY}.{_CLOCK}",
     "time": f"^{_CLOCK}",
     "duration": r"^P(?:T|[0-9]{1,9}[A-Z])+$",
 }

@@ -6,8 +6,9 @@ A canonical schema is a boolean or an object with only the keywords that `schema
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 Node = Any
@@ -97,10 +98,20 @@ def all_of(parts: list[Node]) -> Node:
     return kept[0] if len(kept) == 1 else {"allOf": kept}
 
 
-def at_some_place(wanted: Node, first: int = 0, n_places: int = MAX_PLACES) -> list[Node]:
-    """Return arrays with what is wanted at one of some places: a grammar cannot count on without end."""
-    places = range(first, first + n_places)
-    return [{"type": "array", "prefixItems": [*[True] * at, wanted], "minItems": at + 1} for at in places]
+def at_places(wanted: Node, n: int, places: Sequence[int], others: Node = True) -> list[Node]:
+    """Return arrays with what is wanted at `n` of some places, and other items elsewhere: a grammar cannot count on."""
+    beside = {} if others is True else {"items": others}
+    if n == 0:
+        return [{"type": "array", **beside}]
+    return [
+        {
+            "type": "array",
+            "prefixItems": [wanted if at in chosen else others for at in range(chosen[-1] + 1)],
+            "minItems": chosen[-1] + 1,
+            **beside,
+        }
+        for chosen in itertools.combinations(places, n)
+    ]
 
 
 def parts_of(node: Node) -> Iterator[Node]:

@@ -15,16 +15,16 @@ from typing import Protocol
 from llm_local.errors import InvalidGrammar, InvalidSchema
 from llm_local.structured.calls import START, Value
 from llm_local.structured.gbnf import check_gbnf
-from llm_local.structured.plain import PlainSchema
+from llm_local.structured.members import RULES
+from llm_local.structured.plain import SHARED, PlainSchema
 from llm_local.structured.regular import Regular
 from llm_local.structured.schema import Schema
 from llm_local.structured.spacing import Spacing
-from llm_local.structured.symbols import literal, relabelled
+from llm_local.structured.symbols import SPACE, literal, relabelled
 from llm_local.structured.tokens import Compiled
 
 ROOT = "root"
-CHAR = r'[^"\\\x00-\x1f\x7f] | "\\" ["\\/bfnrt]'
-SPACE = r"[ \t\r\n]{0,60}"
+OPTIONAL_SPACE = r"[ \t\r\n]{0,60}"
 _ANY = r"[ \t\r\n]{0,40}"
 
 
@@ -68,17 +68,19 @@ class NativeEngine:
             raise InvalidSchema(f"The schema's grammar is refused: {error.message}") from error
 
     def rules(self, schema: Schema, name: str, spacing: Spacing) -> list[str]:
-        """Return the rules of a JSON value; the rule of the whole value has this name, others begin with it.
+        """Return the rules of a JSON value; that of the whole value has this name, others begin with it or are shared.
 
         Raises:
             InvalidSchema: the grammar would not enforce all of it; names the keyword.
         """
-        document = json.dumps(PlainSchema(schema).document())
+        plain = PlainSchema(schema)
         try:
-            text = self._grammars.gbnf_of_schema(document)
+            text = self._grammars.gbnf_of_schema(json.dumps(plain.document()))
+        except InvalidSchema:
+            raise
         except Exception as error:
             raise InvalidSchema(f"LlamaGrammar cannot convert the schema: {error!r}.") from error
-        return relabelled(text, name, spacing, {"char": CHAR, "space": SPACE})
+        return relabelled(text, name, spacing, {SPACE: OPTIONAL_SPACE, **RULES, **plain.rules}, SHARED)
 
     def regex(self, pattern: str) -> Compiled:
         """Compile a regular expression that matches the whole answer.
@@ -151,4 +153,4 @@ class NativeCalls:
             except InvalidSchema as error:
                 error.param = value.param
                 raise
-        return self._engine.gbnf("\n".join(lines))
+        return self._engine.gbnf("\n".join(dict.fromkeys(lines)))

@@ -7,6 +7,7 @@ from typing import Any
 
 from llm_local.structured.exclusion import MAX_DEPTH, known, possible, types_of
 from llm_local.structured.logic import (
+    MAX_PLACES,
     REF,
     TYPES,
     Defs,
@@ -14,7 +15,7 @@ from llm_local.structured.logic import (
     Node,
     all_of,
     any_of,
-    at_some_place,
+    at_places,
     narrowed,
     type_of,
 )
@@ -121,7 +122,7 @@ def _some_item(other: Node, item: Node, node: dict[str, Any]) -> Node:
     """Return the arrays in which some item is another one, behind those that `prefixItems` speaks of."""
     n_first = len(node.get("prefixItems", []))
     opposite: Node = {"items": item} if n_first == 0 else None
-    return narrowed(any_of(at_some_place(other, n_first)), opposite)
+    return narrowed(any_of(at_places(other, 1, range(n_first, n_first + MAX_PLACES))), opposite)
 
 
 def _other_types(named: Any) -> Node | None:

@@ -13,7 +13,7 @@ from llm_local.structured.logic import Defs, Node, any_of, is_narrowed, narrowed
 from llm_local.structured.look_ahead import patterns
 from llm_local.structured.pattern import PatternError, to_rust, widest
 from llm_local.structured.property_counts import any_property, at_least, at_most
-from llm_local.structured.rewriter import MAX_DEPTH, Handler, Subschema
+from llm_local.structured.rewriter import Handler, Subschema
 from llm_local.structured.scalars import count
 
 MAX_PROPERTIES = 4000
@@ -195,58 +195,6 @@ def _depend(schema: Subschema, name: str, then: Node) -> None:
     schema.parts.append(any_of([{"properties": {name: False}}, then]))
 
 
-Evaluated = dict[tuple[str, str], None]
-"""Keywords (`properties`, `patternProperties`) and what they speak of: names, and patterns (Rust)."""
-
-
-def _unevaluated_properties(schema: Subschema, key: str, value: Any) -> None:
-    """Where all branches always apply, the names are known, and what is left is `additionalProperties`."""
-    if value is True:
-        return
-    found = _evaluated(schema, schema.source, schema.where, 0, {})
-    if found is None:
-        return
-    part: dict[str, Any] = {"properties": {}, "additionalProperties": schema.sub(value, key)}
-    for keyword, name in found:
-        part.setdefault(keyword, {})[name] = True
-    schema.parts.append(part)
-
-
-def _evaluated(
-    schema: Subschema, source: Any, where: str, depth: int, known: dict[int, Evaluated | None]
-) -> Evaluated | None:
-    """Return the properties that `source` evaluates; None for all of them.
-
-    Args:
-        known: of the parts that were looked at, by their identities: many ways may lead to one definition.
-    """
-    evaluated: Evaluated = {}
-    if not isinstance(source, dict):
-        return evaluated
-    if id(source) in known:
-        return known[id(source)]
-    schema.rewriter.check_time(where)
-    for applicator in ("anyOf", "oneOf", "if", "dependentSchemas", "not", "$dynamicRef"):
-        if applicator in source or depth > MAX_DEPTH:
-            raise schema.bad("unevaluatedProperties", f"together with '{applicator}' it cannot be enforced.")
-    if "additionalProperties" in source or (depth and "unevaluatedProperties" in source):
-        return known.setdefault(id(source), None)
-    parts = source.get("allOf")
-    inner = [*parts] if isinstance(parts, list) else []
-    if "$ref" in source:
-        inner.append(schema.rewriter.original(source["$ref"], source, where))
-    for part in inner:
-        found = _evaluated(schema, part, where, depth + 1, known)
-        if found is None:
-            return known.setdefault(id(source), None)
-        evaluated |= found
-    for keyword in ("properties", "patternProperties"):
-        for name in schema.mapping(keyword, source.get(keyword) or {}):
-            as_key = name if keyword == "properties" else to_rust(name, f"{where}/{keyword}")
-            evaluated[keyword, as_key] = None
-    return known.setdefault(id(source), evaluated)
-
-
 HANDLERS: dict[str, Handler] = {
     "properties": _properties,
     "patternProperties": _pattern_properties,
@@ -258,5 +206,4 @@ HANDLERS: dict[str, Handler] = {
     "dependentRequired": _dependent_required,
     "dependentSchemas": _dependent_schemas,
     "dependencies": _dependencies,
-    "unevaluatedProperties": _unevaluated_properties,
 }

@@ -1,24 +1,43 @@
 """A canonical schema in the part of JSON Schema that llama-cpp-python's converter enforces, or a refusal. Workers.
 
-Where the converter is stricter than the schema (declared properties only, tuples of full length), an answer is valid
-all the same.
+What it does not enforce, but its grammar can (`members.py`), are rules of our own. For the converter, a union of the
+values in them stands in their place.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from llm_local.errors import InvalidSchema
 from llm_local.structured.logic import REF, TYPES, Node, type_of
+from llm_local.structured.members import Member, object_rules, tuple_rule, value_rule
 from llm_local.structured.schema import Schema
 
 MAX_REPEAT = 500
+ANYTHING = "any"
+"""The definition of all values."""
+
+SHARED = frozenset(
+    (
+        "space",
+        "char",
+        "escaped",
+        "string",
+        "number",
+        "integral",
+        "decimal",
+        "integer",
+        "boolean",
+        "null",
+        "uuid",
+        ANYTHING,
+    )
+)
+"""First words of the names of rules that are the same for all schemas."""
+
 UNKNOWN = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
-# Literals that the converter's escaping leaves intact, in JSON's ASCII form.
-SAFE_JSON = re.compile(r'[^\\"\x00-\x1f\x7f]|\\u(?!d[89a-f])[0-9a-f]{3}[0-9a-f]', re.IGNORECASE)
 SAFE_PATTERN = re.compile(r"(?:[A-Za-z0-9 _:;,@/-]|\[[A-Za-z0-9 _-]+\]|[()*+?]|\{\d{1,3}(?:,\d{1,3})?\})*")
 
 
@@ -27,40 +46,40 @@ class PlainSchema:
 
     Args:
         schema: to be written.
+
+    Attributes:
+        rules: bodies of our own rules, by names that the converter gives to what stands in their place.
     """
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
-        # The converter mixes names of definitions and of properties: this prefix is no property's.
-        digest = hashlib.sha256(json.dumps([schema.root, dict(schema.defs)]).encode())
-        self._prefix = f"def-{digest.hexdigest()[:16]}-"
+        self._defs: dict[str, Any] = {}
+        self._n_own = 0
+        self.rules: dict[str, str] = {}
 
     def document(self) -> dict[str, Any]:
         """Return the schema with its definitions, and no `$ref` at the root (which the converter cannot resolve)."""
-        root = self._schema.root
-        for _ in self._schema.defs:
-            if isinstance(root, dict) and "$ref" in root:
-                root = self._schema.defs[root["$ref"].removeprefix(REF)]
-        defs = {f"{self._prefix}{name}": self.node(node, f"#/$defs/{name}") for name, node in self._schema.defs.items()}
-        anything = {"$ref": f"{REF}{self._prefix}any"}
-        defs[f"{self._prefix}any"] = {
+        for name, node in self._schema.defs.items():
+            self._defs[name] = {"anyOf": [self.node(node, f"#/$defs/{name}")]}
+        anything = {"$ref": f"{REF}{ANYTHING}"}
+        self._defs[ANYTHING] = {
             "anyOf": [
                 *({"type": kind} for kind in ("string", "number", "boolean", "null")),
                 {"type": "array", "items": anything},
                 {"type": "object", "additionalProperties": anything},
             ]
         }
-        written = self.node(root, "#")
-        return {**(defs[f"{self._prefix}any"] if written == anything else written), "$defs": defs}
+        written = self.node(self._schema.root, "#")
+        return {**({"anyOf": [written]} if "$ref" in written else written), "$defs": self._defs}
 
     def node(self, node: Node, where: str) -> dict[str, Any]:
         """Return one schema."""
         if node is True or node == {}:
-            return {"$ref": f"{REF}{self._prefix}any"}
+            return {"$ref": f"{REF}{ANYTHING}"}
         if node is False:
             raise InvalidSchema(f"{where}: LlamaGrammar cannot express a schema that nothing satisfies.")
         if "$ref" in node:
-            return {"$ref": f"{REF}{self._prefix}{node['$ref'].removeprefix(REF)}"}
+            return {"$ref": node["$ref"]}
         if "allOf" in node:
             raise InvalidSchema(f"{where}/allOf: LlamaGrammar cannot enforce several schemas at once.")
         if "anyOf" in node:
@@ -81,16 +100,19 @@ class PlainSchema:
         values = [value for value in node["enum"] if type_of(value) in kinds or _is_integer(value, kinds)]
         if not values:
             raise InvalidSchema(f"{where}/enum: no value of the enum has the type.")
-        for value in values:
-            self._check_literal(value, f"{where}/enum")
-        return {"enum": values}
+        options = [self._parts_of(value, where) for value in values if isinstance(value, list | dict)]
+        single = [value for value in values if not isinstance(value, list | dict)]
+        if single:
+            options.append(self._ruled([], lambda rule: {rule: value_rule(single)}))
+        return options[0] if len(options) == 1 else {"anyOf": options}
 
-    @staticmethod
-    def _check_literal(value: Any, where: str) -> None:
-        """Refuse what the converter does not escape: it would be another text, or other rules."""
-        text = json.dumps(value)
-        if SAFE_JSON.sub("", text.replace('"', "") if '\\"' not in text else text):
-            raise InvalidSchema(f"{where}: LlamaGrammar cannot write {text[:60]} (an escape in JSON) safely.")
+    def _parts_of(self, value: list[Any] | dict[str, Any], where: str) -> dict[str, Any]:
+        """Return the schema of one array or object. (The converter would write spaces in it.)"""
+        if isinstance(value, list):
+            first = [{"enum": [item]} for item in value]
+            return self._array({"prefixItems": first, "items": False, "minItems": len(first)}, where)
+        properties = {name: {"enum": [item]} for name, item in value.items()}
+        return self._object({"properties": properties, "required": [*value], "additionalProperties": False}, where)
 
     def _kind(self, kind: str, node: dict[str, Any], where: str) -> dict[str, Any]:
         if kind in ("number", "integer"):
@@ -127,12 +149,8 @@ class PlainSchema:
     def _array(self, node: dict[str, Any], where: str) -> dict[str, Any]:
         counts: dict[str, Any] = {key: node[key] for key in ("minItems", "maxItems") if key in node}
         _check_counts(counts, where)
-        first = node.get("prefixItems")
-        if first:
-            n = len(first)
-            if not counts.get("minItems", 0) <= n <= counts.get("maxItems", n):
-                raise InvalidSchema(f"{where}/prefixItems: LlamaGrammar knows only tuples of full length.")
-            return {"type": "array", "prefixItems": [self.node(item, f"{where}/prefixItems") for item in first]}
+        if node.get("prefixItems"):
+            return self._tuple(node, where)
         items = node.get("items", True)
         if items is False:
             if counts.get("minItems", 0):
@@ -140,24 +158,56 @@ class PlainSchema:
             counts, items = {"maxItems": 0}, {"type": "null"}
         return {"type": "array", "items": self.node(items, f"{where}/items"), **counts}
 
+    def _tuple(self, node: dict[str, Any], where: str) -> dict[str, Any]:
+        first, behind = node["prefixItems"], node.get("items", True)
+        least, most = node.get("minItems", 0), node.get("maxItems")
+        if behind is False and least > len(first):
+            raise InvalidSchema(f"{where}/minItems: there are {len(first)} items at most.")
+        items = [self._value(item, f"{where}/prefixItems/{at}") for at, item in enumerate(first)]
+        rest = None if behind is False else self._value(behind, f"{where}/items")
+        return self._ruled([*items, rest], lambda rule: {rule: tuple_rule(items, rest, least, most)})
+
     def _object(self, node: dict[str, Any], where: str) -> dict[str, Any]:
         for key in ("patternProperties", "minProperties", "maxProperties"):
             if key in node:
                 raise InvalidSchema(f"{where}/{key}: LlamaGrammar does not enforce it.")
-        rest = node.get("additionalProperties", True)
-        declared = {name: item for name, item in node.get("properties", {}).items() if item is not False}
+        behind, properties = node.get("additionalProperties", True), node.get("properties", {})
         required = node.get("required", [])
         for name in required:
-            if name not in declared and (rest is False or name in node.get("properties", {})):
+            if properties.get(name, behind) is False:
                 raise InvalidSchema(f"{where}/required: '{name}' is required and forbidden.")
-            declared.setdefault(name, rest)
-        for name in declared:
-            self._check_literal(name, f"{where}/properties")
-        properties = {name: self.node(item, f"{where}/properties/{name}") for name, item in declared.items()}
-        if "properties" in node or properties or rest is False:
-            # Further keys could be declared ones.
-            return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
-        return {"type": "object", "additionalProperties": self.node(rest, f"{where}/additionalProperties")}
+        declared = {**properties, **{name: behind for name in required if name not in properties}}
+        if not declared and behind is not False:
+            return {"type": "object", "additionalProperties": self.node(behind, f"{where}/additionalProperties")}
+        members = [
+            Member(name, self._value(item, f"{where}/properties/{name}"), name in required)
+            for name, item in declared.items()
+            if item is not False
+        ]
+        rest = None if behind is False else self._value(behind, f"{where}/additionalProperties")
+        values = [*(member.value for member in members), rest]
+        return self._ruled(values, lambda rule: object_rules(rule, members, rest, declared))
+
+    def _value(self, node: Node, where: str) -> str:
+        """Return the name of a rule of values. (The converter makes none of a definition that is not an `anyOf`.)"""
+        written = self.node(node, where)
+        if "$ref" in written:
+            return str(written["$ref"]).removeprefix(REF)
+        name = self._own_name()
+        self._defs[name] = {"anyOf": [written]}
+        return name
+
+    def _ruled(self, values: Iterable[str | None], rules: Callable[[str], dict[str, str]]) -> dict[str, Any]:
+        """Return what becomes a rule of our own, made by its name, with these values in it."""
+        name = self._own_name()
+        self.rules |= rules(name)
+        inside = [{"$ref": f"{REF}{value}"} for value in values if value is not None]
+        self._defs[name] = {"anyOf": inside or [{"type": "null"}]}
+        return {"$ref": f"{REF}{name}"}
+
+    def _own_name(self) -> str:
+        self._n_own += 1
+        return f"o{self._n_own}"
 
 
 def _is_integer(value: Any, kinds: list[str]) -> bool:

@@ -1,10 +1,12 @@
 """`$ref`: what it points to inside one schema document. Nothing is ever fetched. Any thread.
 
-Source: JSON Schema 2020-12, core, sections 8.2 ($id, $anchor, $ref) and RFC 6901 (JSON pointer).
+Sources: JSON Schema 2020-12, core, sections 8.2 ($id, $anchor, $ref, $dynamicRef) and RFC 6901 (JSON pointer);
+2019-09, core, 8.2.4.2 ($recursiveRef).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin
 
@@ -28,6 +30,7 @@ class References:
         self._root = root
         self._documents: dict[str, Any] = {"": root}
         self._anchors: dict[str, Any] = {}
+        self._n_dynamic = Counter[str]()
         self._bases: dict[int, str] = {}
         dialect = root.get("$schema") if isinstance(root, dict) else None
         self.ref_stands_alone = isinstance(dialect, str) and any(name in dialect for name in IGNORE_SIBLINGS)
@@ -58,7 +61,18 @@ class References:
         for key in ("$anchor", "$dynamicAnchor"):
             if isinstance(node.get(key), str):
                 self._anchors[f"{base}#{node[key]}"] = node
+        if isinstance(node.get("$dynamicAnchor"), str):
+            self._n_dynamic[node["$dynamicAnchor"]] += 1
+        if node.get("$recursiveAnchor") is True:
+            self._n_dynamic[""] += 1
         return base
+
+    def depends_on_use(self, reference: Any) -> bool:
+        """Tell whether it depends on where a schema is used what its `$dynamicRef` or `$recursiveRef` names.
+
+        Where there is one dynamic anchor of a name, it is a `$ref`.
+        """
+        return isinstance(reference, str) and self._n_dynamic[urldefrag(reference)[1]] > 1
 
     def resolve(self, reference: Any, holder: dict[str, Any], where: str) -> Any:
         """Return the schema that `holder`'s `$ref` names.

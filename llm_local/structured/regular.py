@@ -13,7 +13,7 @@ from llm_local.structured.automaton import Automaton, automaton
 from llm_local.structured.characters import Ranges
 from llm_local.structured.expression import Expression, anchors, outer_anchors, parse
 from llm_local.structured.pattern import PatternError, source_of, to_rust
-from llm_local.structured.symbols import literal
+from llm_local.structured.symbols import in_set, literal
 
 MAX_INLINE = 8
 """Ranges of a set that is written where it stands; others get a rule of their own."""
@@ -125,10 +125,5 @@ def _symbol(characters: Ranges, sets: dict[Ranges, str]) -> str:
 
 
 def _set(characters: Ranges) -> str:
-    return f"[{''.join(_escaped(low) + (f'-{_escaped(high)}' if high > low else '') for low, high in characters)}]"
-
-
-def _escaped(code: int) -> str:
-    if code < 128:
-        return chr(code) if chr(code).isalnum() else f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    pairs = (in_set(chr(low)) + (f"-{in_set(chr(high))}" if high > low else "") for low, high in characters)
+    return f"[{''.join(pairs)}]"

@@ -25,10 +25,7 @@ MAX_MULTIPLE = 100_000
 
 MAX_SECONDS = 1.5
 
-UNENFORCEABLE = {
-    "unevaluatedItems": "use 'items': false",
-    "$dynamicRef": "use '$ref'",
-}
+LAST = ("unevaluatedProperties", "unevaluatedItems")
 
 
 class Rewriter:
@@ -109,10 +106,9 @@ class Rewriter:
         """Whether keywords beside a `$ref` mean nothing (drafts 3 to 7)."""
         return self._references.ref_stands_alone
 
-    @property
-    def has_recursive_anchor(self) -> bool:
-        """Whether what `$recursiveRef` means depends on where the schema is used (draft 2019-09)."""
-        return isinstance(self._root, dict) and "$recursiveAnchor" in self._root
+    def depends_on_use(self, reference: Any) -> bool:
+        """Tell whether it depends on where a schema is used what its `$dynamicRef` or `$recursiveRef` names."""
+        return self._references.depends_on_use(reference)
 
     def original(self, reference: str, holder: dict[str, Any], where: str) -> Any:
         """Return what a reference points to, as it was written."""
@@ -136,13 +132,15 @@ class Subschema:
         self.parts: list[Node] = []
 
     def canonical(self) -> Node:
-        """Translate all keywords, in the order in which they were written: it is the order of properties, too."""
+        """Translate all keywords, in the order in which they were written: it is the order of properties, too.
+
+        What is about that which the others leave comes last.
+        """
         if "$ref" in self.source and self.rewriter.ref_stands_alone:
             return self.rewriter.reference(self.source, "$ref", self.where)
         place: int | None = None
-        for key, value in self.source.items():
-            if key in UNENFORCEABLE:
-                raise InvalidSchema(f"{self.where}/{key}: this keyword cannot be enforced; {UNENFORCEABLE[key]}.")
+        for key in sorted(self.source, key=LAST.__contains__):
+            value = self.source[key]
             handler = self.rewriter.handlers.get(key)
             if handler is None or (value is None and key != "const"):
                 continue

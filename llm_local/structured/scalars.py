@@ -60,11 +60,16 @@ def _draft4_bound(schema: Subschema, key: str, value: bool) -> None:
 
 def count(schema: Subschema, key: str, value: Any) -> None:
     """Take a length or a number of items or properties in, a whole number."""
+    schema.plain[key] = whole_number(schema, key, value)
+
+
+def whole_number(schema: Subschema, key: str, value: Any) -> int:
+    """Return what must be a whole number."""
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     whole = number and value == int(value)
     if not whole or not 0 <= value < MAX_COUNT:
         raise schema.bad(key, f"must be a whole number from 0 to {MAX_COUNT - 1}, not {value!r}.")
-    schema.plain[key] = int(value)
+    return int(value)
 
 
 def _pattern(schema: Subschema, key: str, value: Any) -> None:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_local.errors import InvalidSchema
-from llm_local.structured import arrays, combining, objects, scalars
+from llm_local.structured import arrays, combining, objects, scalars, unevaluated
 from llm_local.structured.endings import can_end, endless, looping, without
 from llm_local.structured.joined_patterns import MAX_PATTERNS, too_many_patterns
 from llm_local.structured.logic import Defs, Node, has_all_of
 from llm_local.structured.rewriter import MAX_MULTIPLE, Rewriter
 
-HANDLERS = combining.HANDLERS | scalars.HANDLERS | arrays.HANDLERS | objects.HANDLERS
+HANDLERS = combining.HANDLERS | scalars.HANDLERS | arrays.HANDLERS | objects.HANDLERS | unevaluated.HANDLERS
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from llm_local.errors import InvalidGrammar
 from llm_local.structured.spacing import Spacing
@@ -64,28 +64,42 @@ def _escaped(char: str) -> str:
     return char if " " <= char <= "~" else f"\\U{ord(char):08x}"
 
 
-def relabelled(grammar: str, name: str, spacing: Spacing, own: Mapping[str, str]) -> list[str]:
+def in_set(char: str) -> str:
+    """Return a character as it is written in a set."""
+    code = ord(char)
+    if code < 128:
+        return char if char.isalnum() else f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def relabelled(
+    grammar: str, name: str, spacing: Spacing, own: Mapping[str, str], shared: frozenset[str] = frozenset()
+) -> list[str]:
     """Return the rules that llama-cpp-python's converter made, to stand in one grammar with others.
 
     Args:
         grammar: what it made; each rule is a line, and `root` is the first.
         name: of that rule from now on; the names of the others begin with it.
         spacing: what becomes of its optional whitespace, the rule `space`.
-        own: bodies of rules that take the place of its own.
+        own: bodies of rules that take the place of its own, or are used by those that do.
+        shared: first words of the names of rules that are the same whatever the grammar is of. (A hundred tools have
+            one rule of a string between them.)
     """
+
+    def label(rule: str) -> str:
+        if rule == "root":
+            return name
+        return f"{spacing.value if rule.split('-', maxsplit=1)[0] in shared else name}-{rule}"
+
     rules = (line.partition("::=") for line in grammar.split("\n"))
-    bodies = {rule.strip(): own.get(rule.strip(), body.strip()) for rule, _, body in rules}
+    bodies = {**{rule.strip(): body.strip() for rule, _, body in rules}, **own}
     if spacing is not Spacing.FLEXIBLE:
         bodies.pop(SPACE, None)
-    forms = {symbol: form.replace(SPACE, _label(SPACE, name)) for symbol, form in FORMS[spacing].items()}
-    return [f"{_label(rule, name)} ::= {_body(body, name, forms)}" for rule, body in bodies.items()]
+    forms = {symbol: form.replace(SPACE, label(SPACE)) for symbol, form in FORMS[spacing].items()}
+    return [f"{label(rule)} ::= {_body(body, label, forms)}" for rule, body in bodies.items()]
 
 
-def _label(rule: str, name: str) -> str:
-    return name if rule == "root" else f"{name}-{rule}"
-
-
-def _body(body: str, name: str, forms: Mapping[str, str]) -> str:
+def _body(body: str, label: Callable[[str], str], forms: Mapping[str, str]) -> str:
     out: list[str] = []
     for kind, text in symbols(body):
         if kind == "name" and text == SPACE:
@@ -94,5 +108,5 @@ def _body(body: str, name: str, forms: Mapping[str, str]) -> str:
             if out:
                 out[last] = forms.get(out[last], out[last])
         else:
-            out.append(_label(text, name) if kind == "name" else text)
+            out.append(label(text) if kind == "name" else text)
     return "".join(out).strip()

@@ -32,6 +32,7 @@ from llm_local.structured.schema import canonical
 from tests.examples import examples
 from tests.model.conftest import Process, served
 from tests.structured.test_json_schema import CASES, DOCUMENTS, compact
+from tests.structured.test_members import CASES as MEMBERS
 from tests.structured.test_regular import ANCHORED, LETTERS
 from tests.structured.test_regular import CASES as EXPRESSIONS
 
@@ -103,12 +104,24 @@ def test_llama_grammar_enforces_the_whole_schema_or_refuses_it(
         ({"type": "string", "format": "date"}, "format"),
         ({"type": "string", "maxLength": 100_000}, "maxLength"),
         ({"allOf": [{"type": "string"}, {"maxLength": 3}]}, "allOf"),
-        ({"enum": ['a"b']}, "enum"),
     ],
 )
 def test_what_llama_grammar_would_loosen_is_refused_by_name(native: NativeEngine, schema: Any, keyword: str) -> None:
     with pytest.raises(InvalidSchema, match=f"#/{keyword}"):
         native.json(canonical(schema))
+
+
+@pytest.mark.parametrize(("schema", "valid", "invalid"), MEMBERS, ids=[compact(case[0])[:60] for case in MEMBERS])
+def test_llama_grammar_admits_all_that_is_valid(
+    native: NativeEngine, smol: LlamaModel, schema: Any, valid: list[Any], invalid: list[Any]
+) -> None:
+    compiled = native.json(canonical(schema))
+
+    def admits(value: Any) -> bool:
+        return accepts(compiled.start(), smol.tokenize(compact(value), add_special=False, parse_special=False))
+
+    assert [value for value in valid if not admits(value)] == []
+    assert [value for value in invalid if admits(value)] == []
 
 
 def test_llama_grammar_admits_what_it_should_and_no_control_characters(native: NativeEngine, smol: LlamaModel) -> None:

@@ -356,7 +356,7 @@ def test_items_of_arguments_differ(reciting: Reciting, says: str) -> None:
         ({"tool_choice": {"type": "custom", "custom": {"name": "weather"}}}, "tool_choice.type", "'allowed_tools'"),
         ({"tool_choice": {"function": {"name": "weather"}}}, "tool_choice.type", "required"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object",
-          "properties": {"a": {"unevaluatedItems": {}}}}}}]}, "tools.0.function.parameters",
+          "properties": {"a": {"contains": {}, "unevaluatedItems": {}}}}}}]}, "tools.0.function.parameters",
          "#/properties/a/unevaluatedItems"),
         ({"guided_regex": "a"}, "tools", "together"),
     ],
