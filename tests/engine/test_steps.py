@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm_local.engine import disk_cache, engine_thread, prefix_cache, scheduler
+from llm_local.engine import disk_cache, engine_thread, parking, prefix_cache, scheduler
 from llm_local.engine.backend import NoRoom
 from llm_local.engine.disk_cache import DiskCache
 from llm_local.engine.drafts import Drafts
@@ -244,7 +244,7 @@ def choose_at_random(choose: random.Random, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Pace, "rows_apart", lambda self, n_max, *_, **__: choose.choice([0, 0, 3, n_max]))
     monkeypatch.setattr(scheduler, "PRIORITY_WORTH_S", choose.choice([0.0005, 10.0]))
     few = choose.choice([1, 32])
-    monkeypatch.setattr(prefix_cache, "WORTH_PARKING", few)
+    monkeypatch.setattr(parking, "WORTH_PARKING", few)
     monkeypatch.setattr(prefix_cache, "LONG_PROMPT", choose.choice([10, 256]))
     monkeypatch.setattr(disk_cache, "WORTH_READING", few)
     monkeypatch.setattr(disk_cache, "WORTH_STORING", 20)
@@ -326,7 +326,7 @@ def test_that_traffic_exercises_what_it_is_for(monkeypatch: pytest.MonkeyPatch, 
         books = run.thread.scheduler
         seen["preempted"] += books.n_preempted
         seen["outpaced"] += books.n_outpaced
-        seen["restored"] += books.cache.n_restored
+        seen["restored"] += books.cache.parking.n_restored
         for client in run.clients:
             ends = [deltas[-1] for deltas in client.deltas.values() if deltas[-1].usage is not None]
             seen["left"] += client.left
