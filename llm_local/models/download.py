@@ -172,6 +172,7 @@ class Download:
                     "right?"
                 )
             file.write(piece)
+            file.flush()  # What has come is there after a kill, too, and for whoever looks how far it is.
             self._digest.update(piece)
             self._have += len(piece)
             if self._have > self._most:

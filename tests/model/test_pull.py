@@ -29,7 +29,8 @@ def test_a_server_fetches_its_model_says_so_meanwhile_and_answers(smol_path: Pat
         port = free_port()
         base = f"http://127.0.0.1:{port}"
         first = start(["serve", "--port", str(port)], env)
-        wait_for(lambda: partial_bytes(tmp_path) == half)
+        wait_for(lambda: first.poll() is not None or partial_bytes(tmp_path) == half)
+        assert first.poll() is None, first.communicate()
         answer = httpx.get(base + "/health")
         assert answer.status_code == 503
         assert "downloading 50 % of smollm2-135m-instruct-q4_1 (98 MB)" in answer.json()["error"]["message"]
