@@ -12,6 +12,7 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Any
 
+from llm_local.structured.other_strings import trie_of
 from llm_local.structured.symbols import in_set, literal
 
 CHAR, ESCAPED = "char", "escaped"
@@ -103,13 +104,7 @@ def _text(value: Any) -> str:
 
 def other_keys(names: Iterable[str]) -> str:
     """Return what matches the text between the quotes of any key but these."""
-    trie: dict[str, Any] = {}
-    for name in names:
-        at = trie
-        for char in name:
-            at = at.setdefault(char, {})
-        at[""] = {}
-    return _other_than(trie)
+    return _other_than(trie_of(names))
 
 
 def _other_than(trie: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -19,15 +20,20 @@ class OtherStrings(str):
 
 def other_strings(strings: list[str]) -> OtherStrings:
     """Return a pattern that matches all strings but these."""
+    made = OtherStrings(f"^(?:{_not_in(trie_of(strings))})$")
+    made.strings = strings
+    return made
+
+
+def trie_of(strings: Iterable[str]) -> dict[str, Any]:
+    """Return the tree of the strings' characters; `""` is where one of them ends."""
     trie: dict[str, Any] = {}
     for text in strings:
         at = trie
         for char in text:
             at = at.setdefault(char, {})
         at[""] = {}
-    made = OtherStrings(f"^(?:{_not_in(trie)})$")
-    made.strings = strings
-    return made
+    return trie
 
 
 def _not_in(trie: dict[str, Any]) -> str:
