@@ -12,6 +12,8 @@ cache full within what it reserved.
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
+
 from llm_local.engine.cells import CellCount, Cells
 from llm_local.engine.host_cache import HostCache
 from llm_local.engine.parking import Parking
@@ -95,6 +97,12 @@ class PrefixCache:
                 if self._is_parkable(slot):
                     self._evict(slot)
         return found
+
+    def has_room(self, tokens: Tokens, shareable: int, reserve: int, leaving: Container[int]) -> bool:
+        """Whether there are cells for a sequence (see `acquire`) once the slots of these ids are let go."""
+        source, common = self.match(tokens[:shareable])
+        staying = [slot for slot in self.slots if slot.id not in leaving]
+        return self._committed(source, common, staying) + reserve - common <= self.cells.total
 
     def _reuse(self, tokens: Tokens, shareable: int, reserve: int) -> tuple[Slot, int] | None:
         """Take an idle slot with what is resident; see `acquire`."""
@@ -263,9 +271,9 @@ class PrefixCache:
         idle = (slot for slot in self.slots if not slot.busy)
         return min(idle, key=lambda slot: (slot.length > 0, slot.is_pin, slot.used_at))
 
-    def _committed(self, source: Slot | None, common: int) -> int:
-        """Cells that cannot be had: owned by busy slots (or by the prefix to share) or promised to them."""
-        owned, promised = self.cells.of_busy(self.slots)
+    def _committed(self, source: Slot | None, common: int, slots: Iterable[Slot] | None = None) -> int:
+        """Cells that cannot be had: owned by busy ones of the slots (or by the prefix to share) or promised to them."""
+        owned, promised = self.cells.of_busy(self.slots if slots is None else slots)
         if source is not None:
             owned[source.cells[:common]] = True
         return int(owned.sum()) + promised

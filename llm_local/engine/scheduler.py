@@ -17,7 +17,7 @@ from llm_local.engine.filling import Filling
 from llm_local.engine.host_cache import HostCache
 from llm_local.engine.pace import Pace
 from llm_local.engine.prefix_cache import PrefixCache
-from llm_local.engine.radix_tree import common_prefix
+from llm_local.engine.radix_tree import Tokens, common_prefix
 from llm_local.engine.sequence import NO_SLOT, Sequence
 
 WAIT_FOR_PREFIX = 32
@@ -181,32 +181,38 @@ class Scheduler:
         return max((sequence.request.priority for sequence in self.running), default=0)
 
     def _start_urgent(self, sequence: Sequence) -> bool:
-        """Start a sequence in place of a less urgent one, the youngest of the least urgent.
+        """Start a sequence in place of less urgent ones, the youngest of the least urgent first.
 
-        One that stepped back is not asked again for a while, so that a flow of urgent ones does not stop it.
+        Nobody steps back for one that could not start even then. One that stepped back is not asked again for a while,
+        so that a flow of urgent ones does not stop it.
         """
         now = time.monotonic()
-        while True:
-            less_urgent = [
-                other
-                for other in self.running
-                if other.request.priority > sequence.request.priority and now >= other.left_alone_until
-            ]
-            if not less_urgent:
-                return False
-            victim = max(less_urgent, key=lambda other: (other.request.priority, other.submitted_at))
+        less_urgent = [
+            other
+            for other in self.running
+            if other.request.priority > sequence.request.priority and now >= other.left_alone_until
+        ]
+        wanted, shareable, reserve = self._wants(sequence)
+        leaving = {other.slot for other in less_urgent}
+        if not less_urgent or not self.cache.has_room(wanted, shareable, reserve, leaving):
+            return False
+        for victim in sorted(less_urgent, key=lambda other: (-other.request.priority, -other.submitted_at)):
             victim.left_alone_until = now + PRIORITY_WORTH_S
             self._preempt(victim)
             self.n_outpaced += 1
             if self._start(sequence):
                 return True
+        return False
+
+    def _wants(self, sequence: Sequence) -> tuple[Tokens, int, int]:
+        """Return the tokens of a sequence, how many may come from the cache, and the positions that it is promised."""
+        reserve = min(sequence.length + self._answer_reserve, len(sequence.tokens))
+        return sequence.tokens[: sequence.length], sequence.shareable if self._can_share else 0, reserve
 
     def _start(self, sequence: Sequence) -> bool:
         if len(self.running) >= self._max_running:
             return False
-        reserve = min(sequence.length + self._answer_reserve, len(sequence.tokens))
-        shareable = sequence.shareable if self._can_share else 0
-        acquired = self.cache.acquire(sequence.tokens[: sequence.length], shareable, reserve)
+        acquired = self.cache.acquire(*self._wants(sequence))
         if acquired is None:
             return False
         slot, common = acquired

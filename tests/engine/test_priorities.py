@@ -105,6 +105,28 @@ def test_an_urgent_request_goes_on_past_one_that_cannot_start(monkeypatch: pytes
     asyncio.run(scenario())
 
 
+def test_nobody_steps_back_for_one_that_would_not_fit_even_then() -> None:
+    """The cells it lacks belong to one that is as urgent; what the less urgent one has would not be enough."""
+
+    async def scenario() -> None:
+        backend = FakeBackend(n_ctx=128)
+        backend.delay_s = 0.001
+        async with running(backend, max_running=4, answer_reserve=100) as engine:
+            equal = engine.submit([request((1,), 59, ENDLESS, priority=-1)])
+            await anext(equal)
+            less_urgent = engine.submit([request((2,), 29, ENDLESS)])
+            await anext(less_urgent)
+            urgent = asyncio.create_task(collect(engine.submit([request(tuple(range(60)), 60, ENDLESS, priority=-1)])))
+            await asyncio.sleep(0.01)
+            assert engine._thread.scheduler.n_outpaced == 0
+            equal.close()
+            await urgent
+            assert engine._thread.scheduler.n_outpaced == 1, "then it is enough"
+            less_urgent.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_short_prompt_does_not_wait_for_a_long_one_before_it() -> None:
     async def scenario() -> None:
         backend = FakeBackend(n_ctx=512, n_batch=8)

@@ -54,13 +54,11 @@ class Order:
 
     Args:
         choice: which of several branches that admit a value says the order.
-        required_first: as llama-cpp-python's converter has it.
     """
 
-    def __init__(self, schema: Schema, choice: int, *, required_first: bool) -> None:
+    def __init__(self, schema: Schema, choice: int) -> None:
         self._defs: Defs = schema.defs
         self._choice = choice
-        self._required_first = required_first
         self._judge = jsonschema.Draft202012Validator({"$defs": dict(schema.defs)}, registry=Registry())
 
     def put(self, value: Any, node: Node) -> Any:
@@ -73,8 +71,7 @@ class Order:
         declared, required = (
             [name for part in parts for name in part.get(key, [])] for key in ("properties", "required")
         )
-        first = [name for name in declared if name in required] if self._required_first else []
-        keys = dict.fromkeys(name for name in [*first, *declared, *required, *value] if name in value)
+        keys = dict.fromkeys(name for name in [*declared, *required, *value] if name in value)
         return {key: self.put(value[key], {"allOf": [*_properties(parts, key)]}) for key in keys}
 
     def _parts(self, value: Any, node: Node) -> Iterator[dict[str, Any]]:
@@ -113,10 +110,10 @@ def _properties(parts: list[dict[str, Any]], name: str) -> Iterator[Node]:
         yield from part.get("patternProperties", {}).values()
 
 
-def accepted(constraints: Compiled, schema: Schema, value: Any, *, required_first: bool) -> str | None:
+def accepted(constraints: Compiled, schema: Schema, value: Any) -> str | None:
     """Return an instance as it may be an answer; None where no order of its keys was found in which it may."""
     for choice in range(N_ORDERS):
-        text = written(Order(schema, choice, required_first=required_first).put(value, schema.root))
+        text = written(Order(schema, choice).put(value, schema.root))
         if accepts(constraints.start(), text):
             return text
     return None
@@ -175,7 +172,7 @@ def wrongly_accepted(engine: str, path: Path, count: Counter[str]) -> Iterator[s
     count["schemas served"] += 1
     for name, value in instances(path.parent):
         valid = is_valid(document, value)
-        found = accepted(constraints, schema, value, required_first=engine == "llama")
+        found = accepted(constraints, schema, value)
         kind = "unjudged" if valid is None else "valid" if valid else "invalid"
         count[f"{kind} {'refused' if found is None else 'accepted'}"] += 1
         if valid and found is None:
