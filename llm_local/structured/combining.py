@@ -123,8 +123,19 @@ def _beside(schema: Subschema) -> Node:
     return schema.sub(told) if told else True
 
 
+def _opposite(schema: Subschema, node: Node) -> Node | None:
+    """Return a schema of other values, of all or of many beside what else is said here; None where too few are left."""
+    defs = schema.rewriter.defs
+    opposite = negate(node, defs)
+    if opposite is not None:
+        return opposite
+    beside = _beside(schema)
+    opposite = difference(beside, node, defs, closed_names(beside, defs))
+    return None if opposite is None else narrowed(opposite)
+
+
 def _not(schema: Subschema, key: str, value: Any) -> None:
-    opposite = negate(schema.sub(value, key), schema.rewriter.defs)
+    opposite = _opposite(schema, schema.sub(value, key))
     if opposite is None:
         raise schema.bad(key, "the opposite of this schema cannot be enforced; say what is allowed instead.")
     schema.parts.append(opposite)
@@ -134,7 +145,7 @@ def _if(schema: Subschema, key: str, value: Any) -> None:
     if "then" not in schema.source and "else" not in schema.source:
         return
     condition = schema.sub(value, key)
-    opposite = negate(condition, schema.rewriter.defs)
+    opposite = _opposite(schema, condition)
     if opposite is None:
         raise schema.bad(key, "the opposite of this condition cannot be enforced; use 'anyOf' with exclusive branches.")
     then = schema.sub(schema.source.get("then", True), "then")

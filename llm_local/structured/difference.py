@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from llm_local.structured.exclusion import MAX_DEPTH, alternatives, exclusive, known, possible, types_of
-from llm_local.structured.logic import REF, Defs, Narrowed, Node, all_of, any_of
+from llm_local.structured.logic import REF, TYPES, Defs, Narrowed, Node, all_of, any_of
 from llm_local.structured.negation import negate, negate_keyword
 
 ABOUT = {
@@ -29,15 +29,18 @@ def difference(node: Node, other: Node, defs: Defs, names: frozenset[str] | None
     Args:
         names: the only names of properties that `node` lets be (`closed_names`), where that is known.
     """
-    found = _Difference(node, defs, names).of(other, 0)
     ways = possible(node, defs)
-    if found is False or ways is None:
+    if ways is None:
         return None
-    for kind in set().union(*map(types_of, ways)):
-        part = all_of([{"type": kind}, node])
-        if exclusive(part, found, defs) and not exclusive(part, other, defs) and not _admits_all(other, kind, defs):
+    kinds = [kind for kind in TYPES if any(kind in types_of(way) for way in ways)]
+    parts = {kind: all_of([{"type": kind}, node]) for kind in kinds}
+    apart = [kind for kind in kinds if exclusive(parts[kind], other, defs)]
+    rest = _Difference(node, defs, names).of(other, 0)
+    for kind in kinds:
+        if kind not in apart and exclusive(parts[kind], rest, defs) and not _admits_all(other, kind, defs):
             return None
-    return found
+    found = any_of([{"type": apart}, rest]) if apart else rest
+    return None if found is False else found
 
 
 def _admits_all(node: Node, kind: str, defs: Defs) -> bool:
@@ -83,6 +86,9 @@ class _Difference:
             return any_of([self._of_property(name, part, depth) for name, part in value.items()])
         if key == "items" and is_whole and "prefixItems" not in other and self._has_other_items(value):
             return {"type": "array", "minItems": 1}
+        if key == "type" and "integer" in value and "number" not in value:
+            # (Numbers that are no integers cannot be written.)
+            return {"type": [name for name in TYPES if name not in value and name != "number"]}
         found = negate_keyword(key, value, other, self._defs, depth, self._names if is_whole else None)
         return False if found is None else found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from typing import Any
 
 from llm_local.structured.formats import DAY
@@ -61,8 +62,26 @@ def _emit(node: Node, merges: bool) -> Node:
     elif merges or _bounds_are_near(node):
         _narrow_bounds(out)
     _move_in_far_bounds(out)
-    stricter = STRICTER_FORMATS.get(node.get("format", ""))
-    return {"allOf": [out, {"pattern": stricter}]} if stricter else out
+    beside: list[Node] = []
+    if "format" in node and node["format"] in STRICTER_FORMATS:
+        beside.append({"pattern": STRICTER_FORMATS[node["format"]]})
+    if len(multiples := _multiples(node.get("multipleOf", 1))) > 1:
+        beside.append({"anyOf": [{"multipleOf": multiple} for multiple in multiples]})
+    return {"allOf": [out, *beside]} if beside else out
+
+
+def _multiples(value: float) -> list[float]:
+    """Return a number and those multiples of it whose own multiples are written with fewer decimals.
+
+    Of multiples of 0.25 llguidance 1.9 admits `2` and `2.50`, but not `2.5`, which is one of 0.5.
+    """
+    number = Decimal(repr(value)).normalize()
+    n_decimals = max(-int(number.as_tuple().exponent), 0)
+    count = int(number.scaleb(n_decimals))
+    if count == 1:
+        return [value]
+    fewer = [math.lcm(count, 10 ** (n_decimals - n)) for n in range(1, n_decimals)]
+    return [value, *(float(Decimal(multiple).scaleb(-n_decimals)) for multiple in fewer)]
 
 
 def _kinds(node: dict[str, Any]) -> list[str]:

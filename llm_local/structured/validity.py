@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from functools import lru_cache
 from typing import Any
 
-from llm_local.structured.logic import type_of, value_key
+from llm_local.structured.logic import Narrowed, Node, type_of, value_key
 from llm_local.structured.other_strings import OtherStrings
 from llm_local.structured.texts import is_never_found
 
@@ -20,8 +21,14 @@ SHORT, LONG = 14, 40
 """Characters of a text that is tried on a pattern with groups, and without."""
 
 
-def surely_invalid(value: Any, node: dict[str, Any]) -> bool:
-    """Tell whether a plain schema provably refuses a value."""
+def surely_invalid(value: Any, node: Node) -> bool:
+    """Tell whether a schema, or what it stands for, provably refuses a value."""
+    if isinstance(node, bool | Narrowed):
+        return node is False
+    if "anyOf" in node:
+        return all(surely_invalid(value, option) for option in node["anyOf"])
+    if "allOf" in node:
+        return any(surely_invalid(value, part) for part in node["allOf"])
     kind = type_of(value)
     if "type" in node and not _has_type(value, kind, node["type"]):
         return True
@@ -35,7 +42,24 @@ def surely_invalid(value: Any, node: dict[str, Any]) -> bool:
         low, high = node.get("minimum", value), node.get("maximum", value)
         above, below = node.get("exclusiveMinimum"), node.get("exclusiveMaximum")
         return value < low or value > high or (above is not None and value <= above) or _at_least(value, below)
-    return False
+    if kind == "array":
+        return _items_are_refused(value, node)
+    return kind == "object" and _properties_are_refused(value, node)
+
+
+def _items_are_refused(items: list[Any], node: dict[str, Any]) -> bool:
+    if not node.get("minItems", 0) <= len(items) <= node.get("maxItems", len(items)):
+        return True
+    nodes = itertools.chain(node.get("prefixItems", []), itertools.repeat(node.get("items", True)))
+    return any(surely_invalid(item, part) for item, part in zip(items, nodes, strict=False))
+
+
+def _properties_are_refused(members: dict[str, Any], node: dict[str, Any]) -> bool:
+    if any(name not in members for name in node.get("required", [])):
+        return True
+    declared = node.get("properties", {})
+    others = True if node.get("patternProperties") else node.get("additionalProperties", True)
+    return any(surely_invalid(value, declared.get(name, others)) for name, value in members.items())
 
 
 def _is_refused(text: str, pattern: str) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import random
 import time
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -15,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_local.errors import InvalidSchema
+from llm_local.structured import rewriter
 from llm_local.structured.distinct import CompiledDistinct
 from llm_local.structured.guidance import CompiledGuidance
 from llm_local.structured.places import Places
@@ -57,7 +60,8 @@ CASES: list[tuple[Any, list[Any], list[Any]]] = [
     # schema, what it admits, what it does not
     ({"type": "integer", "minimum": 3, "maximum": 120}, [3, 99, 120], [2, 121, 3.5, "3"]),
     ({"type": "integer", "exclusiveMinimum": -5, "exclusiveMaximum": 5}, [-4, 0, 4], [-5, 5]),
-    ({"type": "number", "multipleOf": 0.25, "minimum": 0, "maximum": 2}, [0.25, 1.75, 2], [0.3, 2.25]),
+    ({"type": "number", "multipleOf": 0.25, "minimum": 0, "maximum": 2}, [0.25, 0.5, 1.0, 1.75, 2], [0.3, 2.25]),
+    ({"type": "number", "multipleOf": 0.125}, [0.125, 0.25, 0.5, 2.0], [0.1, 0.2, 0.12]),
     ({"type": "number", "exclusiveMinimum": 0, "maximum": 0.5}, [0.1, 0.5], [0, 0.6]),
     ({"allOf": [{"type": "number", "exclusiveMinimum": 1}, {"maximum": 1.5}]}, [1.25], [1, 2]),
     ({"type": "number", "exclusiveMaximum": 10}, [9.9, -3], [10]),
@@ -179,6 +183,18 @@ CASES: list[tuple[Any, list[Any], list[Any]]] = [
       "$defs": {"removed": {"not": {}}, "more": {"type": "array", "items": {"$ref": "#/$defs/endless"}},
                 "endless": {"type": "object", "properties": {"x": {"$ref": "#/$defs/endless"}}, "required": ["x"]}}},
      [{}, {"new": []}], [{"old": 1}, {"new": [{}]}]),
+    # What tells the branches apart is a list, and each also admits whatever is no object.
+    ({"oneOf": [{"required": ["changes"], "properties": {"changes": {"enum": [["deleted"]]}}},
+                {"required": ["changes"],
+                 "properties": {"changes": {"type": "array", "items": {"enum": ["size", "mode"]}, "minItems": 1}}}]},
+     [{"changes": ["deleted"]}, {"changes": ["size", "mode"]}], [1, [], {}, {"changes": []}, {"changes": ["x"]}]),
+    # The whole opposite cannot be written (numbers that are no integers).
+    ({"type": "object", "properties": {"kind": {"enum": ["file", "link"]}}, "required": ["kind"],
+      "not": {"required": ["size"], "properties": {"size": {"type": "integer"}}}},
+     [{"kind": "file"}, {"kind": "link", "size": "5"}, {"kind": "link", "user": 5}], [{"kind": "file", "size": 5}, {}]),
+    ({"type": "object", "if": {"properties": {"size": {"type": "integer"}}, "required": ["size"]},
+      "then": {"required": ["user"]}},
+     [{}, {"size": 1, "user": 2}, {"size": "1"}], [{"size": 1}]),
     (True, [None, {"a": [1, "x"]}], []),
     ({"description": "annotations only", "x-unknown": 3, "default": 1}, [1, "a"], []),
 ]  # fmt: skip
@@ -332,6 +348,22 @@ def test_a_schema_that_is_too_deep_or_too_large_is_refused() -> None:
     wide = {"anyOf": [{"type": "string", "minLength": n} for n in range(30_000)]}
     with pytest.raises(InvalidSchema, match="over 20000 parts"):
         canonical(wide)
+
+
+@pytest.mark.parametrize(("cpu_s", "elapsed_s", "served"), [(0.01, 1.0, True), (1.0, 1.0, False), (0.01, 10.0, False)])
+def test_a_schema_has_time_of_its_own_and_waits_for_others_do_not_count(
+    monkeypatch: pytest.MonkeyPatch, cpu_s: float, elapsed_s: float, served: bool
+) -> None:
+    """Each look at a clock is so much later: on a busy machine much time goes by in which the worker does not run."""
+    cpu, clock = itertools.count(0, cpu_s), itertools.count(0, elapsed_s)
+    clocks = SimpleNamespace(thread_time=cpu.__next__, monotonic=clock.__next__)
+    monkeypatch.setattr(rewriter, "time", clocks)
+    document = {"type": "object", "properties": {name: {"type": "null"} for name in "abc"}}
+    if served:
+        canonical(document)
+    else:
+        with pytest.raises(InvalidSchema, match=r"takes over 1\.5 s to translate"):
+            canonical(document)
 
 
 def test_definitions_to_which_many_ways_lead_are_looked_at_once() -> None:

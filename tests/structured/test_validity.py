@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import jsonschema
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
+from llm_local.errors import InvalidSchema
+from llm_local.structured.logic import Node, narrowed
 from llm_local.structured.pattern import to_rust
 from llm_local.structured.schema import canonical
 from llm_local.structured.validity import matches, surely_invalid
 from tests.examples import examples
-from tests.structured.test_json_schema import LEAVES, SCALARS
+from tests.structured.test_json_schema import DOCUMENTS, LEAVES, NAMES, SCALARS
 
 PATTERNS: list[tuple[str, list[str], list[str]]] = [
     ("^a+$", ["a", "aa"], ["", "ab", "a\n"]),
@@ -52,6 +56,23 @@ def test_what_is_surely_invalid_is_invalid(document: Any, value: Any) -> None:
         assert valid, "it is certain enough to be of use"
 
 
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4)
+)
+
+
+@given(document=DOCUMENTS, value=VALUES)
+@examples(300)
+def test_what_is_surely_invalid_is_invalid_in_depth(document: Any, value: Any) -> None:
+    try:
+        node = canonical(document).root
+    except InvalidSchema:
+        return
+    if surely_invalid(value, node):
+        with contextlib.suppress(RecursionError):
+            assert not jsonschema.Draft202012Validator(document).is_valid(value)
+
+
 @pytest.mark.parametrize(
     ("value", "node", "invalid"),
     [
@@ -60,7 +81,17 @@ def test_what_is_surely_invalid_is_invalid(document: Any, value: Any) -> None:
         (1.0, {"type": "integer"}, False), (1.5, {"type": "integer"}, True), (True, {"type": "integer"}, True),
         ("аб", {"minLength": 2, "maxLength": 2}, False), ("а", {"minLength": 2}, True), ("абв", {"maxLength": 2}, True),
         (1, {"enum": [1.0]}, False), (True, {"enum": [1]}, True), ([1], {"minLength": 9, "minimum": 9}, False),
+        ([1], {"minItems": 2}, True), ([1], {"maxItems": 0}, True), ([1], {"minItems": 1, "maxItems": 1}, False),
+        ([1], {"items": {"type": "string"}}, True), (["a"], {"items": {"type": "string"}}, False),
+        ([1, "a"], {"prefixItems": [{"enum": [1]}], "items": {"type": "string"}}, False),
+        (["a"], {"prefixItems": [{"type": "number"}]}, True), ([], {"items": False}, False),
+        ({"a": 1}, {"required": ["b"]}, True), ({"a": 1}, {"properties": {"a": {"type": "string"}}}, True),
+        ({"a": 1}, {"additionalProperties": False}, True), ({"a": 1}, {"properties": {"a": True, "b": False}}, False),
+        ({"a": 1}, {"additionalProperties": False, "patternProperties": {"a": True}}, False),
+        (1, {"anyOf": [{"type": "string"}, {"minimum": 2}]}, True), (1, {"anyOf": [{"type": "string"}, True]}, False),
+        (1, {"allOf": [{"type": "number"}, {"minimum": 2}]}, True), (1, narrowed({"type": "string"}), False),
+        (1, {"$ref": "#/$defs/d"}, False), (1, False, True), (1, True, False),
     ],
 )  # fmt: skip
-def test_each_keyword_refuses_what_it_is_about(value: Any, node: dict[str, Any], invalid: bool) -> None:
+def test_each_keyword_refuses_what_it_is_about(value: Any, node: Node, invalid: bool) -> None:
     assert surely_invalid(value, node) == invalid
