@@ -259,11 +259,17 @@ def test_backchannels_go_with_and_without_priority_in_turn_while_others_run(
 ) -> None:
     monkeypatch.setattr(scenes, "MAX_PAUSE_S", 0.01)
     asides = []
+    others_done = 0
 
     async def behave(peer: Peer, path: str, body: dict[str, Any]) -> None:
-        if body["max_tokens"] == 8:
+        nonlocal others_done
+        is_aside = body["max_tokens"] == 8
+        if is_aside:
             asides.append(body.get("priority"))
+            while not others_done:
+                await asyncio.sleep(0.001)
         await well(peer, path, body)
+        others_done += not is_aside
 
     w = writer()
     result, _ = load(lambda site: backchannel(site, w, place, clients=2, requests=1), behave)
