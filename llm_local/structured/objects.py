@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+from llm_local.errors import InvalidSchema
 from llm_local.structured.ambiguity import check_ambiguity
 from llm_local.structured.automaton import NoText
 from llm_local.structured.exclusion import alternatives, types_of
 from llm_local.structured.formats import NAME_PATTERNS
 from llm_local.structured.joined_names import all_at_once, either, literal
-from llm_local.structured.logic import Defs, Node, any_of, is_narrowed, narrowed
-from llm_local.structured.look_ahead import patterns
+from llm_local.structured.logic import Defs, Node, all_of, any_of, is_narrowed, narrowed
+from llm_local.structured.look_ahead import Pattern, patterns
 from llm_local.structured.pattern import PatternError, to_rust, widest
 from llm_local.structured.property_counts import any_property, at_least, at_most
 from llm_local.structured.rewriter import Handler, Subschema
 from llm_local.structured.scalars import count
+from llm_local.structured.texts import listed, patterns_are_apart
 
 MAX_PROPERTIES = 4000
+
+MAX_LISTED = 64
+"""Names of one pattern that are declared instead."""
 
 ANYTHING, NOTHING = r"^[\s\S]*$", r"^[^\s\S]$"
 
@@ -24,21 +29,49 @@ ANYTHING, NOTHING = r"^[\s\S]*$", r"^[^\s\S]$"
 def _properties(schema: Subschema, key: str, value: Any) -> None:
     if len(schema.mapping(key, value)) > MAX_PROPERTIES:
         raise schema.bad(key, f"there are {len(value)}; at most {MAX_PROPERTIES} can be enforced.")
-    schema.plain[key] = {name: schema.sub(node, key, name) for name, node in value.items()}
+    _declare(schema, {name: schema.sub(node, key, name) for name, node in value.items()})
+
+
+def _declare(schema: Subschema, nodes: dict[str, Node]) -> None:
+    declared = schema.plain.setdefault("properties", {})
+    for name, node in nodes.items():
+        declared[name] = all_of([declared[name], node]) if name in declared else node
 
 
 def _pattern_properties(schema: Subschema, key: str, value: Any) -> None:
-    nodes = schema.mapping(key, value).items()
+    nodes = {name: schema.sub(node, key, name) for name, node in schema.mapping(key, value).items()}
     place = f"{schema.where}/{key}"
+    for pattern, names in _overlapping_lists(list(nodes), place).items():
+        _declare(schema, dict.fromkeys(names, nodes.pop(pattern)))
     is_open = schema.source.get("additionalProperties", True) in (True, {})
-    schema.plain[key] = {
-        _name_pattern(name, place, is_open=is_open): schema.sub(node, key, name) for name, node in nodes
-    }
+    schema.plain[key] = {_name_pattern(name, place, is_open=is_open): node for name, node in nodes.items()}
     try:
         for name in schema.plain[key]:
             check_ambiguity(name)
     except PatternError as error:
         raise schema.bad(key, f"{error}.") from None
+
+
+def _overlapping_lists(sources: list[str], place: str) -> dict[str, list[str]]:
+    """Return the names of those patterns that list a few which other patterns match as well.
+
+    Engines want patterns that exclude each other; a name that is declared may match any.
+    """
+    if len(sources) < 2:
+        return {}
+    try:
+        made = [Pattern.of(source, place) for source in sources]
+    except InvalidSchema:
+        # (It has look-aheads, or is refused below.)
+        return {}
+    found: dict[str, list[str]] = {}
+    for pattern in made:
+        rest = [other for other in made if other is not pattern and other.source not in found]
+        if not all(patterns_are_apart(pattern, other) for other in rest):
+            names = listed(pattern, MAX_LISTED)
+            if names is not None:
+                found[pattern.source] = names
+    return found
 
 
 def _name_pattern(source: str, place: str, *, is_open: bool) -> str:

@@ -75,6 +75,31 @@ def n_texts(pattern: str) -> float:
     return math.inf
 
 
+def listed(pattern: Pattern, most: int) -> list[str] | None:
+    """Return the texts in which a pattern is found, where all readers agree about them and they are few.
+
+    Args:
+        most: so many are few.
+    """
+    try:
+        if not _is_read_alike(pattern.source) or n_texts(pattern.source) > most:
+            return None
+        found = _automaton(pattern.source, all_readers=False)
+    except NoText:
+        return []
+    except PatternError:
+        return None
+    texts, begun = [], [("", 0)]
+    while begun:
+        text, state = begun.pop()
+        if state in found.ends:
+            texts.append(text)
+        # (Without a circle, as they are few: each way ends.)
+        for target, characters in found.edges[state].items():
+            begun += [(text + chr(code), target) for low, high in characters for code in range(low, high + 1)]
+    return sorted(texts)
+
+
 @lru_cache(1024)
 def _is_within(one: str, other: str) -> bool:
     """Tell whether each reader who finds one pattern in a text finds the other one, too."""

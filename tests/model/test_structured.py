@@ -29,7 +29,7 @@ from llm_local.llama.grammar import LlamaConstraint, LlamaGrammars
 from llm_local.llama.model import LlamaModel
 from llm_local.structured.native import NativeEngine
 from llm_local.structured.schema import canonical
-from tests.examples import examples
+from tests.examples import examples, few
 from tests.model.conftest import Process, served
 from tests.structured.test_json_schema import CASES, DOCUMENTS, compact
 from tests.structured.test_members import CASES as MEMBERS
@@ -313,14 +313,30 @@ def closing_server(tmp_path_factory: pytest.TempPathFactory, qwen_path: Path) ->
         yield process
 
 
-def test_the_interviewer_gets_valid_json_four_at_a_time(closing_server: Process) -> None:
-    """At temperature 1.0, streamed and not. Turns of 96 tokens: a small model would often be cut."""
+def bounded(schema: Any) -> Any:
+    """Return a schema whose texts have ends, so that 512 tokens are always enough for an answer."""
+    if isinstance(schema, list):
+        return [bounded(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("type") == "string":
+        return {"maxLength": 100, **schema}
+    return {key: bounded(value) for key, value in schema.items()}
+
+
+@pytest.mark.parametrize(("server", "schema", "max_tokens"), [
+    ("closing_server", TURN, 96),
+    ("qwen_server", bounded(TURN), 512),
+], ids=["turns of 96 tokens, closed", "512 tokens"])  # fmt: skip
+def test_the_interviewer_gets_valid_json_four_at_a_time(
+    request: pytest.FixtureRequest, server: str, schema: Any, max_tokens: int
+) -> None:
+    """At temperature 1.0, streamed and not; 200 times of each kind with LLM_LOCAL_TEST_THOROUGH=1."""
+    process: Process = request.getfixturevalue(server)
 
     async def scenario() -> None:
         limit = asyncio.Semaphore(4)
-        async with openai.AsyncOpenAI(
-            base_url=f"{closing_server.url}/v1", api_key="x", max_retries=0, timeout=300
-        ) as client:
+        async with openai.AsyncOpenAI(base_url=f"{process.url}/v1", api_key="x", max_retries=0, timeout=300) as client:
 
             async def one(number: int) -> None:
                 fields: dict[str, Any] = {
@@ -329,20 +345,21 @@ def test_the_interviewer_gets_valid_json_four_at_a_time(closing_server: Process)
                         {"role": "system", "content": INTERVIEWER * 4},
                         {"role": "user", "content": f"Кандидат: «Мы внедрили правило {number}». Задай вопрос."},
                     ],
-                    "temperature": 1.0, "max_tokens": 96, "seed": number,
-                    "response_format": {"type": "json_schema", "json_schema": {"name": "turn", "schema": TURN}},
+                    "temperature": 1.0, "max_tokens": max_tokens, "seed": number,
+                    "response_format": {"type": "json_schema", "json_schema": {"name": "turn", "schema": schema}},
                 }  # fmt: skip
                 async with limit:
                     if number % 2:
-                        stream = await client.chat.completions.create(**fields, stream=True)
-                        text = "".join([c.choices[0].delta.content or "" async for c in stream])
+                        chunks = [c async for c in await client.chat.completions.create(**fields, stream=True)]
+                        text = "".join(c.choices[0].delta.content or "" for c in chunks)
+                        reason = chunks[-1].choices[0].finish_reason
                     else:
                         answer = await client.chat.completions.create(**fields)
-                        assert answer.choices[0].finish_reason == "stop"
-                        text = answer.choices[0].message.content
-                jsonschema.validate(json.loads(text), TURN)
+                        text, reason = answer.choices[0].message.content, answer.choices[0].finish_reason
+                assert reason == "stop"
+                jsonschema.validate(json.loads(text), schema)
 
-            await asyncio.gather(*[one(number) for number in range(24)])
+            await asyncio.gather(*[one(number) for number in range(few(20))])
 
     asyncio.run(scenario())
 

@@ -183,6 +183,13 @@ CASES: list[tuple[Any, list[Any], list[Any]]] = [
       "$defs": {"removed": {"not": {}}, "more": {"type": "array", "items": {"$ref": "#/$defs/endless"}},
                 "endless": {"type": "object", "properties": {"x": {"$ref": "#/$defs/endless"}}, "required": ["x"]}}},
      [{}, {"new": []}], [{"old": 1}, {"new": [{}]}]),
+    # Patterns that both match: one of them lists names.
+    ({"type": "object", "patternProperties": {"^[A-Z0-9]+$": {"maxLength": 4}, "^(MD5|SHA)$": {"minLength": 3}},
+      "additionalProperties": False},
+     [{"MD5": "abc", "X": "a"}, {"SHA": 1}, {}], [{"MD5": "ab"}, {"SHA": "abcde"}, {"X": "abcde"}, {"x": 1}]),
+    ({"type": "object", "patternProperties": {"^a[bc]$": {"type": "integer"}, "^a": {"minimum": 3}},
+      "properties": {"ab": {"maximum": 5}}, "additionalProperties": {"type": "string"}},
+     [{"ab": 4, "ac": 9, "ad": "x", "b": "x"}], [{"ab": 2}, {"ab": 6}, {"ac": 2}, {"ac": "x"}, {"ad": 1}, {"b": 1}]),
     # What tells the branches apart is a list, and each also admits whatever is no object.
     ({"oneOf": [{"required": ["changes"], "properties": {"changes": {"enum": [["deleted"]]}}},
                 {"required": ["changes"],

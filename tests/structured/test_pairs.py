@@ -45,7 +45,7 @@ def is_valid(schema: Any, value: Any) -> bool | None:
     judge = kind(schema, format_checker=jsonschema.FormatChecker(FORMATS), registry=Registry())
     try:
         return bool(judge.is_valid(value))
-    except (re.error, Unresolvable, RecursionError):
+    except (re.error, FutureWarning, Unresolvable, RecursionError):
         return None
 
 

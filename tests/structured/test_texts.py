@@ -9,7 +9,7 @@ import pytest
 from llm_local.errors import InvalidSchema
 from llm_local.structured.look_ahead import OtherTexts, Pattern
 from llm_local.structured.schema import canonical
-from llm_local.structured.texts import is_never_found, patterns_are_apart
+from llm_local.structured.texts import is_never_found, listed, patterns_are_apart
 from tests.structured.test_json_schema import check_admits
 
 
@@ -49,6 +49,24 @@ def test_a_pattern_is_never_found_only_where_no_reader_finds_it() -> None:
     assert not is_never_found(long, ">=1.0")
     assert not is_never_found(Pattern.of(r"^\w$", ""), "é")
     assert not is_never_found("^a$", "b")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "texts"),
+    [
+        (r"^MD5$", ["MD5"]),
+        (r"^(?:a|bc)[12]?$", ["a", "a1", "a2", "bc", "bc1", "bc2"]),
+        (r"^(да|нет)$", ["да", "нет"]),
+        (r"^[a-z]$", None),
+        (r"^a*$", None),
+        (r"a", None),
+        # (Readers differ about other digits.)
+        (r"^\d$", None),
+        (r"^a{9}b$^", None),
+    ],
+)
+def test_the_few_texts_of_a_pattern_are_listed(pattern: str, texts: list[str] | None) -> None:
+    assert listed(Pattern.of(pattern, ""), 20) == texts
 
 
 CASES: list[tuple[Any, list[Any], list[Any]]] = [
