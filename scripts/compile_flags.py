@@ -7,8 +7,13 @@ CPU says for which processors: `native` is this machine's (fastest, and may stop
 from __future__ import annotations
 
 import argparse
+import os
 import platform
+import shlex
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 BACKENDS = {
     "cpu": (),
@@ -23,6 +28,29 @@ BACKENDS = {
 X86_SWITCHES = ("SSE42", "AVX", "AVX2", "BMI2", "FMA", "F16C", "AVX512")
 X86_LEVELS = {"x86-64-v2": 1, "x86-64-v3": 6, "x86-64-v4": 7}
 PORTABLE_X86 = "x86-64-v3"
+
+CPUINFO = Path("/proc/cpuinfo")
+WITHOUT_AMX = "-DCMAKE_CXX_FLAGS=-U__AMX_INT8__"
+
+# Configures AMX's tiles as llama.cpp does, and looks whether that is what they are.
+AMX_PROBE = """
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+struct Tiles { unsigned char palette, start, reserved[14]; unsigned short columns[16]; unsigned char rows[16]; };
+
+int main() {
+    syscall(SYS_arch_prctl, 0x1023, 18);  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    alignas(64) Tiles wanted = {};
+    wanted.palette = 1;
+    for (int tile = 0; tile < 8; tile++) { wanted.rows[tile] = 16; wanted.columns[tile] = 64; }
+    _tile_loadconfig(&wanted);
+    alignas(64) unsigned char found[64] = {};
+    __asm__ volatile("sttilecfg %0" : "=m"(found));
+    return found[0] == 1 && found[48] == 16 && found[55] == 16 ? 0 : 1;
+}
+"""
 
 
 def flags(backend: str, cpu: str, machine: str) -> list[str]:
@@ -44,7 +72,7 @@ def flags(backend: str, cpu: str, machine: str) -> list[str]:
 def _cpu_flags(cpu: str, machine: str) -> list[str]:
     on_x86 = machine.lower() in ("x86_64", "amd64")
     if cpu == "native":
-        return ["-DGGML_NATIVE=ON"]
+        return ["-DGGML_NATIVE=ON", *([WITHOUT_AMX] if amx_fails() else [])]
     if cpu == "portable":
         # On ARM ggml then takes armv8-a, which every 64-bit ARM has.
         return _x86_flags(PORTABLE_X86) if on_x86 else ["-DGGML_NATIVE=OFF"]
@@ -54,6 +82,31 @@ def _cpu_flags(cpu: str, machine: str) -> list[str]:
         return ["-DGGML_NATIVE=OFF", f"-DGGML_CPU_ARM_ARCH={cpu}"]
     known = f"native, portable, {', '.join(X86_LEVELS)}" if on_x86 else "native, portable, armv8.2-a+dotprod and so on"
     raise ValueError(f"unknown CPU_ARCH {cpu!r} for {machine}; there are {known}")
+
+
+def amx_fails() -> bool:
+    """Tell whether this CPU has AMX (Intel's since 2023), but what is compiled here for it cannot use it.
+
+    GCC 12 hands over 8 of the 64 bytes that configure the tiles, and llama.cpp then ends with "illegal instruction"
+    (its pull request 26954). Without AMX, AVX-512 computes the same, about as fast.
+    """
+    try:
+        if "amx_int8" not in CPUINFO.read_text():
+            return False
+    except OSError:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        source, program = Path(folder) / "probe.cpp", Path(folder) / "probe"
+        source.write_text(AMX_PROBE)
+        compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+        compile_it = [*compiler, "-O3", "-march=native", str(source), "-o", str(program)]
+        try:
+            if subprocess.run(compile_it, capture_output=True, check=False).returncode:
+                return True
+            return subprocess.run([str(program)], capture_output=True, check=False).returncode != 0
+        except OSError:
+            # (No compiler: what needs one says so.)
+            return False
 
 
 def _x86_flags(level: str) -> list[str]:

@@ -2,11 +2,12 @@
 
 In the environment: BACKEND is one of compile_flags.BACKENDS, CMAKE_ARGS has any more flags. What is not given stays as
 it was, so that a newer llama.cpp is compiled for the same backend. Where nothing was ever asked for, this does nothing,
-and pip compiles for the CPU, or takes the wheel that it kept; pip does not know which backend a kept wheel is for.
+and pip compiles for the CPU, or takes the wheel that it kept, unless that would not run here (`amx_fails`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -15,7 +16,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from compile_flags import BACKENDS, flags
+from compile_flags import BACKENDS, amx_fails, flags
 
 ROOT = Path(__file__).parent.parent
 RECORD = Path(sys.prefix) / ".built-for"
@@ -70,8 +71,10 @@ def main() -> int:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirement = next(one for one in project["dependencies"] if one.startswith("llama-cpp-python"))
     installed = Build.read(RECORD.read_text()) if RECORD.is_file() else None
-    asked = (os.environ.get("BACKEND", "").strip(), os.environ.get("CMAKE_ARGS", "").strip())
-    build = wanted(requirement, installed, *asked)
+    backend, cmake_args = os.environ.get("BACKEND", "").strip(), os.environ.get("CMAKE_ARGS", "").strip()
+    if installed is None and not backend and amx_fails():
+        backend = DEFAULT_BACKEND
+    build = wanted(requirement, installed, backend, cmake_args)
     if build is None:
         return 0
     try:
@@ -80,7 +83,7 @@ def main() -> int:
         print(f"install_llama: error: {error}", file=sys.stderr)
         return 2
     print(f"compiling llama.cpp for {build.backend}, which takes minutes: {cmake_args}", flush=True)
-    code = _compile(requirement, cmake_args)
+    code = _compile(build, cmake_args)
     if code:
         print(f"{build.backend} needs {NEEDS[build.backend]}; what is installed stays as it was", file=sys.stderr)
         return code
@@ -88,12 +91,24 @@ def main() -> int:
     return 0
 
 
-def _compile(requirement: str, cmake_args: str) -> int:
+def _compile(build: Build, cmake_args: str) -> int:
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    # pip's cache takes one backend's wheel for another's, so it is neither asked nor told.
-    pip += ["--no-cache-dir", "--force-reinstall", "--no-deps", requirement]
+    pip += [*_cache(build, cmake_args), "--force-reinstall", "--no-deps", build.requirement]
     clock = [sys.executable, str(ROOT / "scripts" / "with_clock.py")]
     return subprocess.run([*clock, *pip], env={**os.environ, "CMAKE_ARGS": cmake_args}, check=False).returncode
+
+
+def _cache(build: Build, cmake_args: str) -> list[str]:
+    """Return where pip keeps the wheel: it takes one backend's for another's, so these flags have a place of their own.
+
+    What is compiled against a toolkit is not kept: the toolkit may be another one next time.
+    """
+    where = [sys.executable, "-m", "pip", "cache", "dir"]
+    folder = subprocess.run(where, capture_output=True, text=True, check=False).stdout.strip()
+    if build.backend != DEFAULT_BACKEND or not folder:
+        return ["--no-cache-dir"]
+    key = hashlib.sha256(cmake_args.encode()).hexdigest()[:12]
+    return ["--cache-dir", str(Path(folder) / "llm-local" / key)]
 
 
 if __name__ == "__main__":

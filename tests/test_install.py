@@ -103,6 +103,8 @@ def checkout(tmp_path: Path) -> Path:
         "import runpy, sys\n"
         "sys.prefix, sys.executable = '.venv', '.venv/bin/python'\n"
         "sys.path.insert(0, 'scripts')\n"
+        "import pathlib, compile_flags\n"
+        "compile_flags.CPUINFO = pathlib.Path('cpuinfo')\n"
         "runpy.run_path('scripts/install_llama.py', run_name='__main__')\n"
     )
     python = tmp_path / ".venv/bin/python"
@@ -111,6 +113,7 @@ def checkout(tmp_path: Path) -> Path:
         "#!/bin/sh\n"
         'case "$*" in\n'
         f"  *install_llama.py) exec {sys.executable} as_venv.py ;;\n"
+        '  *"pip cache dir") cat cache 2>/dev/null ;;\n'
         '  *" install "*) echo "CMAKE_ARGS=$CMAKE_ARGS $*" >> pip.log; test ! -e broken ;;\n'
         "esac\n"
     )
@@ -130,6 +133,64 @@ def install(checkout: Path, *arguments: str) -> tuple[int, str, str]:
         result.stdout + result.stderr,
         "\n".join(line for line in lines if "--force-reinstall" in line),
     )
+
+
+def compiler(folder: Path, *, code: int = 0, program: int | None = 0) -> str:
+    """Make a compiler that ends with a code, and whose programs end with another one; it makes none for None."""
+    path = folder / "compiler"
+    makes = "" if program is None else f'printf "#!/bin/sh\\nexit {program}\\n" > "$last"; chmod +x "$last"\n'
+    path.write_text(f"#!/bin/sh\nfor last; do :; done\n{makes}exit {code}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "compiles", "runs", "fails"),
+    [
+        ("flags : avx2 amx_tile amx_int8", 0, 0, False),
+        ("flags : avx2 amx_tile amx_int8", 0, 1, True),
+        ("flags : avx2 amx_tile amx_int8", 1, None, True),
+        ("flags : avx2", 0, 1, False),
+        (None, 0, 1, False),
+    ],
+)
+def test_amx_is_left_out_where_what_is_compiled_for_it_does_not_run(
+    scripts: tuple[ModuleType, ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    cpu: str | None,
+    compiles: int,
+    runs: int | None,
+    fails: bool,
+) -> None:
+    if cpu is not None:
+        (tmp_path / "cpuinfo").write_text(cpu)
+    monkeypatch.setattr(scripts[0], "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setenv("CXX", compiler(tmp_path, code=compiles, program=runs))
+    assert scripts[0].amx_fails() is fails
+    native = scripts[0].flags("cpu", "native", "x86_64")
+    assert native == ["-DGGML_NATIVE=ON", *(["-DCMAKE_CXX_FLAGS=-U__AMX_INT8__"] if fails else [])]
+    assert "-U__AMX_INT8__" not in " ".join(scripts[0].flags("cpu", "portable", "x86_64"))
+    monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
+    assert scripts[0].amx_fails() is False
+
+
+@pytest.mark.slow
+def test_make_install_compiles_by_itself_where_what_pip_compiles_would_not_run(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (checkout / "cpuinfo").write_text("flags : amx_int8")
+    monkeypatch.setenv("CXX", compiler(checkout, program=0))
+    assert install(checkout)[2] == ""
+    monkeypatch.setenv("CXX", compiler(checkout, program=1))
+    (checkout / "cache").write_text("/pips/cache\n")
+    (checkout / ".venv/.installed").unlink()
+    compiled = install(checkout)[2]
+    assert compiled.startswith("CMAKE_ARGS=-DGGML_NATIVE=ON -DCMAKE_CXX_FLAGS=-U__AMX_INT8__ ")
+    assert "--cache-dir /pips/cache/llm-local/" in compiled, "pip's own cache may have a wheel that does not run"
+    (checkout / ".venv/.installed").unlink()
+    assert install(checkout)[2] == ""
+    assert "--no-cache-dir" in install(checkout, "BACKEND=vulkan")[2]
 
 
 @pytest.mark.slow
