@@ -20,7 +20,7 @@ MAX_CHARACTERS = 150_000
 MAX_RANGES = 20
 
 ANYTHING = Repeat(One(Characters(EVERYTHING, EVERYTHING)), 0, None)
-ALL_TEXTS = r"^[\s\S]*$"
+ALL_TEXTS, NO_TEXT = r"^[\s\S]*$", r"^[^\s\S]$"
 
 
 @lru_cache(1024)
@@ -39,6 +39,27 @@ def others(pattern: str) -> str | None:
         return ALL_TEXTS
     except PatternError:
         return None
+
+
+@lru_cache(256)
+def without(pattern: str) -> str | None:
+    """Return the pattern (Rust) of just the texts in which another one (Rust) is not found; None where it is long."""
+    try:
+        ways = anchored(parse(pattern))
+        if ways is None:
+            return None
+        whole = Choice(tuple(ways))
+        return NO_TEXT if _has_all(automaton(whole, all_readers=True)) else _complement(whole)
+    except NoText:
+        return ALL_TEXTS
+    except PatternError:
+        return None
+
+
+def _has_all(found: Automaton) -> bool:
+    """Tell whether an automaton accepts all texts, and it is plain to see."""
+    everywhere = (ranges(pair for characters in ways.values() for pair in characters) for ways in found.edges)
+    return found.ends >= set(range(len(found.edges))) and all(one == EVERYTHING for one in everywhere)
 
 
 def _coarse(expression: Expression) -> Expression:

@@ -24,8 +24,11 @@ def literal(text: str) -> str:
 
 
 @lru_cache(256)
-def all_at_once(patterns: tuple[str, ...]) -> str | None:
+def all_at_once(patterns: tuple[str, ...], *, all_readers: bool = False) -> str | None:
     """Return a pattern of the texts in which all of these (Rust) are found; None where it is long.
+
+    Args:
+        all_readers: by any reader, and not by all of them.
 
     Raises:
         NoText: there are no such texts.
@@ -33,9 +36,9 @@ def all_at_once(patterns: tuple[str, ...]) -> str | None:
     if len(patterns) == 1:
         return patterns[0]
     try:
-        whole = automaton_of(patterns[0])
+        whole = automaton_of(patterns[0], all_readers=all_readers)
         for pattern in patterns[1:]:
-            whole = _product(whole, automaton_of(pattern))
+            whole = _product(whole, automaton_of(pattern, all_readers=all_readers))
     except NoText:
         raise
     except PatternError:

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_local.errors import InvalidSchema
 from llm_local.structured.ambiguity import check_ambiguity
 from llm_local.structured.automaton import NoText
+from llm_local.structured.complement import ALL_TEXTS, NO_TEXT
 from llm_local.structured.exclusion import alternatives, types_of
 from llm_local.structured.formats import NAME_PATTERNS
 from llm_local.structured.joined_names import all_at_once, either, literal
 from llm_local.structured.logic import Defs, Node, all_of, any_of, is_narrowed, narrowed
-from llm_local.structured.look_ahead import Pattern, patterns
-from llm_local.structured.pattern import PatternError, to_rust, widest
+from llm_local.structured.name_patterns import exclusive_patterns, overlapping_lists
+from llm_local.structured.pattern import PatternError
 from llm_local.structured.property_counts import any_property, at_least, at_most
 from llm_local.structured.rewriter import Handler, Subschema
 from llm_local.structured.scalars import count
-from llm_local.structured.texts import listed, patterns_are_apart
 
 MAX_PROPERTIES = 4000
-
-MAX_LISTED = 64
-"""Names of one pattern that are declared instead."""
-
-ANYTHING, NOTHING = r"^[\s\S]*$", r"^[^\s\S]$"
 
 
 def _properties(schema: Subschema, key: str, value: Any) -> None:
@@ -41,53 +35,16 @@ def _declare(schema: Subschema, nodes: dict[str, Node]) -> None:
 def _pattern_properties(schema: Subschema, key: str, value: Any) -> None:
     nodes = {name: schema.sub(node, key, name) for name, node in schema.mapping(key, value).items()}
     place = f"{schema.where}/{key}"
-    for pattern, names in _overlapping_lists(list(nodes), place).items():
-        _declare(schema, dict.fromkeys(names, nodes.pop(pattern)))
+    for source, names in overlapping_lists(list(nodes), place).items():
+        _declare(schema, dict.fromkeys(names, nodes.pop(source)))
     is_open = schema.source.get("additionalProperties", True) in (True, {})
-    schema.plain[key] = {_name_pattern(name, place, is_open=is_open): node for name, node in nodes.items()}
+    parted = exclusive_patterns(list(nodes), place, is_open=is_open)
+    schema.plain[key] = {pattern: all_of([nodes[source] for source in sources]) for pattern, sources in parted.items()}
     try:
         for name in schema.plain[key]:
             check_ambiguity(name)
     except PatternError as error:
         raise schema.bad(key, f"{error}.") from None
-
-
-def _overlapping_lists(sources: list[str], place: str) -> dict[str, list[str]]:
-    """Return the names of those patterns that list a few which other patterns match as well.
-
-    Engines want patterns that exclude each other; a name that is declared may match any.
-    """
-    if len(sources) < 2:
-        return {}
-    try:
-        made = [Pattern.of(source, place) for source in sources]
-    except InvalidSchema:
-        # (It has look-aheads, or is refused below.)
-        return {}
-    found: dict[str, list[str]] = {}
-    for pattern in made:
-        rest = [other for other in made if other is not pattern and other.source not in found]
-        if not all(patterns_are_apart(pattern, other) for other in rest):
-            names = listed(pattern, MAX_LISTED)
-            if names is not None:
-                found[pattern.source] = names
-    return found
-
-
-def _name_pattern(source: str, place: str, *, is_open: bool) -> str:
-    """Return one pattern (Rust) of names, where there may be look-aheads.
-
-    Where readers differ on what matches, other names are either forbidden, or it is about all that any reader matches.
-    """
-    parts = patterns(source, place)
-    if is_open and len(parts) == 1:
-        # (Not for the last newline that `$` lets be in Python: open and closed objects shall have the same patterns.)
-        return widest(source).replace(r"\n?$", "$")
-    try:
-        found = all_at_once(tuple(parts))
-    except NoText:
-        return NOTHING
-    return to_rust(source, place) if found is None else found
 
 
 def _additional_properties(schema: Subschema, key: str, value: Any) -> None:
@@ -154,7 +111,7 @@ def _property_names(schema: Subschema, key: str, value: Any) -> None:
         schema.parts.append({"properties": allowed, "additionalProperties": False})
     else:
         found = _pattern_of_names(whole, schema.rewriter.defs)
-        if found == [ANYTHING]:
+        if found == [ALL_TEXTS]:
             return
         if found is None:
             raise schema.bad(key, "only short patterns, lengths, common formats and enums of names can be enforced.")
@@ -176,8 +133,8 @@ def _pattern_of_names(node: Node, defs: Defs) -> list[str] | None:
         if pattern is None:
             return None
         patterns.append(pattern)
-    if {ANYTHING, ""} & set(patterns):
-        return [ANYTHING]
+    if {ALL_TEXTS, ""} & set(patterns):
+        return [ALL_TEXTS]
     return [either(patterns)] if patterns else []
 
 
@@ -186,10 +143,10 @@ def _patterns_of_part(part: dict[str, Any]) -> list[str] | None:
     found = []
     kinds = part.get("type", "string")
     if "string" not in (kinds if isinstance(kinds, list) else [kinds]):
-        return [NOTHING]
+        return [NO_TEXT]
     if "enum" in part:
         texts = [text for text in part["enum"] if isinstance(text, str)]
-        found.append(either([literal(text) for text in texts]) if texts else NOTHING)
+        found.append(either([literal(text) for text in texts]) if texts else NO_TEXT)
     if "pattern" in part:
         found.append(str(part["pattern"]))
     if part.get("format") in NAME_PATTERNS:
@@ -197,7 +154,7 @@ def _patterns_of_part(part: dict[str, Any]) -> list[str] | None:
     if "minLength" in part or "maxLength" in part:
         found.append(f"^[\\s\\S]{{{part.get('minLength', 0)},{part.get('maxLength', '')}}}$")
     known = part.keys() <= {"type", "enum", "pattern", "format", "minLength", "maxLength"}
-    return (found or [ANYTHING]) if known and ("format" not in part or part["format"] in NAME_PATTERNS) else None
+    return (found or [ALL_TEXTS]) if known and ("format" not in part or part["format"] in NAME_PATTERNS) else None
 
 
 def _of_names(node: Node) -> Node:

@@ -19,7 +19,7 @@ from llm_local.structured.spec import CallFormat, CallsSpec, ChoiceSpec, JsonSpe
 from tests.structured.native import FakeNative
 from tests.structured.vocabulary import accepts, guidance, piece
 
-ONLY_NATIVE = {"type": "object", "patternProperties": {"^a": {}, "a$": {}}}
+ONLY_NATIVE = {"type": "object", "patternProperties": {"^a": {}, "a$": {}, "b": {}, "c": {}}}
 """llguidance refuses patterns that may both match."""
 
 

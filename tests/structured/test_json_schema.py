@@ -190,6 +190,14 @@ CASES: list[tuple[Any, list[Any], list[Any]]] = [
     ({"type": "object", "patternProperties": {"^a[bc]$": {"type": "integer"}, "^a": {"minimum": 3}},
       "properties": {"ab": {"maximum": 5}}, "additionalProperties": {"type": "string"}},
      [{"ab": 4, "ac": 9, "ad": "x", "b": "x"}], [{"ab": 2}, {"ab": 6}, {"ac": 2}, {"ac": "x"}, {"ad": 1}, {"b": 1}]),
+    # Patterns without end that both match: names of both, of one and of the other are parted.
+    ({"type": "object", "patternProperties": {"^a": {"type": "integer"}, "z$": {"minimum": 5}}},
+     [{"az": 5, "a": 1, "z": "x", "m": "x"}, {"z": 7}], [{"az": 4}, {"az": "x"}, {"a": "x"}, {"z": 4}]),
+    ({"type": "object", "patternProperties": {"^a": {"type": "integer"}, "b": {"minimum": 5}, "z$": {"maximum": 9}},
+      "additionalProperties": False},
+     [{"a": 1, "abz": 6, "az": 9, "b": "x", "bz": 7}], [{"abz": 4}, {"abz": 10}, {"az": 10}, {"bz": 4}, {"m": 1}]),
+    ({"type": "object", "patternProperties": {"a*": {"type": "integer"}, "aaa*": {"maximum": 20}}},
+     [{"a": 21, "foo": 18, "aaaa": 18}, {"a\u0000": 1}], [{"a": "bar"}, {"aaaa": 31}, {"baab": 21}, {"a\u0000": "x"}]),
     # What tells the branches apart is a list, and each also admits whatever is no object.
     ({"oneOf": [{"required": ["changes"], "properties": {"changes": {"enum": [["deleted"]]}}},
                 {"required": ["changes"],
