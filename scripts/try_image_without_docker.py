@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Start an image of buildah's as an engine would, and check what it promises: `try_image_without_docker.py [TAG]`.
 
 The process gets a process namespace, in which it is number 1, a mount namespace with a root that cannot be written to,

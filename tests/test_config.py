@@ -30,14 +30,14 @@ def test_flags_beat_the_environment_that_beats_the_file_that_beats_defaults(tmp_
     ("environment", "says"),
     [
         ({"LLM_PARALEL": "2"}, "unknown setting LLM_PARALEL .environment.; the nearest is LLM_PARALLEL"),
-        ({"LLM_CTX": "many"}, "bad value for ctx .environment.: 'many': .*integer"),
+        ({"LLM_CTX": "many"}, "bad value for LLM_CTX .environment.: 'many': .*integer"),
         ({"LLM_CTX": "1"}, "greater than or equal to 16"),
         ({"LLM_ENGINE": "vllm"}, "llama.cpp"),
         ({"LLM_SEQ_MAX": "9000"}, "seq_max .9000. is larger than ctx .8192.: lower it, too, or unset it"),
         ({"LLM_KV_TYPE": "q8_0", "LLM_FLASH_ATTENTION": "off"}, "kv_type q8_0 needs flash attention"),
-        ({"LLM_GPU_LAYERS": "some"}, "bad value for gpu_layers"),
+        ({"LLM_GPU_LAYERS": "some"}, "bad value for LLM_GPU_LAYERS"),
         ({"LLM_DISK_CACHE_DIR": "/x", "LLM_HOST_CACHE_MB": "0"}, "disk_cache_dir needs host_cache_mb"),
-        ({"LLM_DISK_CACHE_MB": "0"}, "bad value for disk_cache_mb"),
+        ({"LLM_DISK_CACHE_MB": "0"}, "bad value for LLM_DISK_CACHE_MB"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(environment: dict[str, str], says: str) -> None:
@@ -81,7 +81,7 @@ def test_empty_strings_unset_and_lists_split() -> None:
 def test_a_value_of_no_kind_that_a_setting_takes_says_all_of_them(given: str, says: str) -> None:
     with pytest.raises(StartupError) as caught:
         config.load({}, {"LLM_GPU_LAYERS": given})
-    assert str(caught.value) == f"bad value for gpu_layers (environment): '{given}': {says}"
+    assert str(caught.value) == f"bad value for LLM_GPU_LAYERS (environment): '{given}': {says}"
 
 
 def test_gpu_layers_is_auto_or_a_number() -> None:
@@ -112,7 +112,14 @@ def test_errors_of_the_command_line_are_one_line_and_exit_2(capsys: pytest.Captu
     assert main(["serve", "--ctx", "x"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert err.startswith("llm-local: error: bad value for ctx")
+    assert err.startswith("llm-local: error: bad value for --ctx")
+
+
+def test_a_wrong_template_is_known_before_the_model_is_looked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--port", "0", "--chat-template", "qwen9", "--model", "/no/such.gguf"]) == 2
+    err = capsys.readouterr().err
+    assert "'qwen9', which is neither one of chatml, gemma, llama-3, qwen2" in err
+    assert "listening" not in err
 
 
 def test_the_page_of_settings_is_up_to_date() -> None:

@@ -215,7 +215,7 @@ class TestFlagsWithoutACommand:
         assert main() == 2
         assert main(["--model", "/no/such.gguf", "--port", "0"]) == 2
         said = capsys.readouterr().err
-        assert "bad value for ctx" in said
+        assert "bad value for --ctx (flag)" in said
         assert "/no/such.gguf" in said
 
     @pytest.mark.parametrize("flag", ["--help", "--version", "-h"])

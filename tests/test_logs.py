@@ -127,7 +127,7 @@ def test_what_a_signal_says_is_no_requests_line(start: Start, monkeypatch: pytes
     finally:
         request_id.reset(token)
     said = out.getvalue()
-    assert ("SIGTERM: no new requests" in said, "SIGTERM again" in said, "req_1" in said) == (True, True, False)
+    assert ("SIGTERM: no request runs" in said, "SIGTERM again" in said, "req_1" in said) == (True, True, False)
 
 
 def test_lines_of_others_come_in_the_same_format(start: Start) -> None:

@@ -47,7 +47,7 @@ class Advice:
         advise = self._report.advise
         if "AVX" in has and "AVX2" not in has:
             advise("this CPU has no AVX2, without which answers are several times slower: take another machine")
-        unused = [name for name in ("AVX2", "AVX512", "AVX512_VNNI", "AMX_INT8") if name in has and name not in uses]
+        unused = [name for name in ("AVX2", "AVX512", "AVX512_VNNI") if name in has and name not in uses]
         if unused:
             advise(
                 f"the CPU has {' and '.join(unused)}, and this build does not use it: compile llama-cpp-python on this "

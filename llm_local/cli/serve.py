@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 from sse_starlette.sse import AppStatus
 
+from llm_local.chat.template import ChatTemplate
 from llm_local.cli import logs
 from llm_local.cli.advice import too_many_threads
 from llm_local.cli.native import check_native
@@ -51,6 +52,9 @@ def serve(settings: Settings) -> int:
     logs.set_up(settings)
     tracing = Tracing() if settings.tracing else None
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    if settings.engine == "llama.cpp" and settings.chat_template is not None:
+        # A wrong one is known before the weights are fetched and loaded.
+        ChatTemplate.load(settings.chat_template, None, {})
     upstream = _upstream(settings) if settings.engine == "openai_compatible" else None
     weights = WeightFiles(settings) if upstream is None else None
     if settings.ineffective:

@@ -71,7 +71,10 @@ class Server(uvicorn.Server):
         seconds = self._runtime.settings.drain_timeout
         self._drained_by = time.monotonic() + seconds
         self._runtime.drain()
-        log.info("%s: no new requests; running ones have %.0f s", sig.name, seconds)
+        if n_running := len(self.server_state.tasks):
+            log.info("%s: no new requests; %d running ones have %.0f s", sig.name, n_running, seconds)
+        else:
+            log.info("%s: no request runs; stopping", sig.name)
 
     async def on_tick(self, counter: int) -> bool:
         """Look ten times a second whether it is time to stop."""

@@ -108,7 +108,9 @@ def _explain(error: ValidationError, values: Mapping[str, Any], sources: Mapping
     hint = ""
     if sources.get(name) == "environment" and " #" in value:
         hint = "; a comment needs a line of its own in an environment file"
-    return f"bad value for {name} ({sources.get(name, 'default')}): {value}: {reason}{hint}"
+    source = sources.get(name, "default")
+    typed = {"environment": variable_name, "flag": flag_name}.get(source, str)(name)
+    return f"bad value for {typed} ({source}): {value}: {reason}{hint}"
 
 
 def variable_name(name: str) -> str:

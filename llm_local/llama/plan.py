@@ -143,8 +143,9 @@ def _host_shortage(host: Use, other: int, shared: int, memory: Memory) -> str | 
         return None
     swap = f" and {size(memory.swap)} of swap" if memory.swap else ""
     on_gpu = f", {size(shared)} for the GPU" if shared else ""
+    parts = _parts(replace(host, mapped=0))
     return (
-        f"this needs {_parts(host)}, {size(other)} for the process and its cache{on_gpu}: {size(need)} of memory, "
+        f"this needs {parts}, {size(other)} for the process and its cache{on_gpu}: {size(need)} of memory, "
         f"and {size(memory.available)}{swap} are free"
     )
 

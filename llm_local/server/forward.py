@@ -1,4 +1,4 @@
-"""The routes where an upstream answers: the same names, the same errors, and what comes is sent on as it comes."""
+"""The routes where an upstream answers: the same names, the same errors, and all else is sent on as it comes."""
 
 from __future__ import annotations
 

@@ -124,6 +124,8 @@ class Upstream:
             async with exchange.guard():
                 record.model = await self.named(_name(body))
             log.debug("%s goes to %s%s as %s", record.id, self.shown, path, record.model)
+            if (name := self._id()) is not None:
+                exchange.call_model(name)
             await exchange.send(self._http, self.url, path, {**body, "model": record.model}, record.id)
         except BaseException:
             exchange.close()
@@ -154,6 +156,11 @@ class Upstream:
             return listed[0]
         served = ", ".join(f"'{known}'" for known in listed)
         raise ModelNotFound(f"Name one of the models in 'model': {served}.", param="model")
+
+    def _id(self) -> str | None:
+        """Return the id under which `models` lists the only model; None where there are several, or it is theirs."""
+        is_only = self.model is not None or len(self._listed) == 1
+        return next((name for name in self.names if name != "*"), None) if is_only else None
 
     def _seconds(self, body: Mapping[str, Any]) -> float:
         asked = body.get("timeout")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -19,6 +20,9 @@ log = logging.getLogger(__name__)
 
 MAX_ERROR_BYTES = 65536
 MAX_EVENT_BYTES = 2**24
+MODEL = re.compile(rb'("model"\s*:\s*)"(?:[^"\\]|\\.)*"')
+"""The field of an answer. (In a text there is a backslash before each quote, so that no text looks like it.)"""
+
 EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 
 
@@ -42,6 +46,7 @@ class Exchange:
         self._closing: asyncio.Task[None] | None = None
         self._timer: asyncio.Timeout | None = None
         self._ended = False
+        self._model: bytes | None = None
         all_open.add(self)
 
     @property
@@ -49,6 +54,14 @@ class Exchange:
         """Whether the answer comes as server-sent events."""
         assert self._answer is not None
         return str(self._answer.headers.get("content-type", "")).startswith("text/event-stream")
+
+    def call_model(self, name: str) -> None:
+        """Let answers have this id of the model."""
+        self._model = orjson.dumps(name)
+
+    def _in_our_names(self, data: bytes) -> bytes:
+        name = self._model
+        return data if name is None else MODEL.sub(lambda found: found[1] + name, data)
 
     async def send(
         self, http: httpx.AsyncClient, url: str, path: str, body: Mapping[str, Any], request_id: str
@@ -84,7 +97,7 @@ class Exchange:
         self.first_byte_s = time.monotonic() - self.began
         if not data.lstrip().startswith(b"{"):
             raise _no_answer(data, "The upstream's answer is not a JSON object.")
-        return data
+        return self._in_our_names(data)
 
     async def events(self) -> AsyncIterator[bytes]:
         """Yield what comes, as soon as it is a whole event, so that a comment never falls into one.
@@ -102,9 +115,9 @@ class Exchange:
             if self.first_byte_s is None:
                 self.first_byte_s = time.monotonic() - self.began
             if whole := events.feed(chunk):
-                yield whole
+                yield self._in_our_names(whole)
         if rest := events.rest():
-            yield rest
+            yield self._in_our_names(rest)
 
     def end(self) -> None:
         """End it with an error, as the server stops."""

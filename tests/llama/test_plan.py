@@ -36,6 +36,18 @@ def test_a_longer_context_leaves_less_room_for_layers() -> None:
     assert short > long > 0
 
 
+def test_the_parts_of_what_does_not_fit_add_up() -> None:
+    """Weights that stay in the file are none of them."""
+    repacked = shape(layers=(Layer(100 * MIB, k_values=512, v_values=512, repacked_bytes=10 * MIB),) * 10)
+    plan = make_plan(demand(repacked, context(40_000)), machine(available_mib=300))
+    assert plan.host.mapped > 0
+    parts, _, whole = str(plan.shortage).partition(": ")
+    in_mib = {"MiB": 1.0, "GiB": 1024.0}
+    sizes = [float(number) * in_mib[unit] for number, unit in re.findall(r"([\d.]+) ([MG]iB)", parts)]
+    (total, unit), *_ = re.findall(r"([\d.]+) ([MG]iB)", whole)
+    assert sum(sizes) == pytest.approx(float(total) * in_mib[unit], abs=60)
+
+
 def test_auto_on_a_card_that_is_full_says_that_the_cpu_computes() -> None:
     plan = make_plan(demand(), machine(gpu(10)))
     assert (plan.n_gpu, plan.shortage) == (0, None)

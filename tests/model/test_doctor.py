@@ -50,7 +50,7 @@ def test_the_same_as_json() -> None:
         (["--ctx", "200000000"], {}, "set LLM_CTX to at most"),
         (["--model", "nowhere"], {}, "no such model"),
         (["--draft-model", "nowhere"], {}, "no such model"),
-        (["--ctx", "x"], {}, "bad value for ctx (flag)"),
+        (["--ctx", "x"], {}, "bad value for --ctx (flag)"),
         ([], {"LLM_CTXX": "1"}, "unknown setting LLM_CTXX"),
         (["--host", "203.0.113.1"], {}, "cannot listen on 203.0.113.1:0"),
         (["--host", "a..b"], {}, "cannot listen on a..b:0"),

@@ -24,6 +24,7 @@ from llm_local.config import Settings
 from llm_local.server.app import create_app
 from llm_local.server.runtime import Runtime
 from llm_local.server.upstream import Upstream
+from llm_local.server.upstream_exchange import Exchange
 from tests.server.conftest import Served, serving
 from tests.server.faulty import Faulty, running
 from tests.server.test_errors import error_of
@@ -82,9 +83,34 @@ def test_completions_and_embeddings_are_forwarded_too_and_paths_without_v1(http:
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-7b-instruct", "Qwen2.5-7B-Instruct-Q5_K_M.gguf", "fake", None])
-def test_each_of_our_names_is_the_model_of_the_upstream(http: httpx.Client, name: str | None) -> None:
-    answer = http.post(CHAT, json={"messages": MESSAGES, "max_tokens": 1, "model": name})
-    assert (answer.status_code, answer.json()["model"]) == (200, "fake")
+def test_each_of_our_names_is_the_model_of_the_upstream_and_answers_have_it(
+    http: httpx.Client, name: str | None
+) -> None:
+    """The upstream, which is strict about its name, takes them all."""
+    text = '{"model":"fake", "model": "fake"} is no key here'
+    body = {"messages": [{"role": "user", "content": text}], "max_tokens": 40, "model": name}
+    expected = "qwen2.5-7b-instruct"
+    answer = http.post(CHAT, json=body)
+    assert (answer.status_code, answer.json()["model"]) == (200, expected)
+    chunks = [
+        json.loads(line.removeprefix("data: "))
+        for line in http.post(CHAT, json={**body, "stream": True}).text.splitlines()
+        if line.startswith("data: {")
+    ]
+    assert len(chunks) > 2
+    assert {chunk["model"] for chunk in chunks} == {expected}
+
+
+@pytest.mark.parametrize("space", [b"", b" "])
+def test_only_the_key_of_an_answer_is_renamed(space: bytes) -> None:
+    exchange = Exchange("there", 0.0, set())
+    exchange.call_model("мы")
+    text = json.dumps('"model":"a\\"b" and "model": "a"').encode()
+    data = b'{"model":%s"a\\"b","content":%s,"model_id":"a\\"b"}' % (space, text)
+    assert (
+        exchange._in_our_names(data)
+        == f'{{"model":{space.decode()}"мы","content":{text.decode()},"model_id":"a\\"b"}}'.encode()
+    )
 
 
 def test_a_name_that_nobody_has_is_404_and_lists_ours(http: httpx.Client) -> None:
@@ -120,7 +146,7 @@ def test_without_upstream_model_names_go_as_they_come_and_ours_are_its_only_mode
     with forwarding(upstream.url + "/v1", ("ours",), upstream_api_key="theirs") as (http, _):
         for name in ("ours", "alias", None):
             answer = http.post(CHAT, json={"messages": MESSAGES, "max_tokens": 1, "model": name})
-            assert answer.json()["model"] == "fake"
+            assert (answer.status_code, answer.json()["model"]) == (200, "ours")
         assert error_of(http.post(CHAT, json={"messages": MESSAGES, "model": "gpt-4o"}))["code"] == "model_not_found"
 
 
