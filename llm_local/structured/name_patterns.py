@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from llm_local.errors import InvalidSchema
 from llm_local.structured.automaton import NoText
@@ -16,62 +17,79 @@ from llm_local.structured.texts import listed, patterns_are_apart
 MAX_LISTED = 64
 """Names of one pattern that are declared instead."""
 
+MAX_PATTERNS = 64
+"""Of one `patternProperties`, that are compared with each other."""
+
 MAX_MEETING = 3
 """Patterns that overlap and are parted: into seven."""
 
 
-def overlapping_lists(sources: list[str], place: str) -> dict[str, list[str]]:
-    """Return the names of those patterns that list a few which other patterns match as well.
-
-    A name that is declared may match any pattern.
-    """
-    found: dict[str, list[str]] = {}
-    made = _made(sources, place)
-    for pattern in made:
-        rest = [other for other in made if other is not pattern and other.source not in found]
-        if not all(patterns_are_apart(pattern, other) for other in rest):
-            names = listed(pattern, MAX_LISTED)
-            if names is not None:
-                found[pattern.source] = names
-    return found
-
-
-def exclusive_patterns(sources: list[str], place: str, *, is_open: bool) -> dict[str, list[str]]:
-    """Return patterns with the sources that match the same names; a few that overlap are parted.
+class NamePatterns:
+    """The patterns of one `patternProperties`.
 
     Args:
         sources: patterns (ECMA-262).
-        is_open: whether names that none of them matches are free.
-
-    Raises:
-        InvalidSchema: there is no exact equivalent.
+        place: where they stand.
+        check_time: raises when it takes too long.
     """
-    parted: dict[str, list[str]] = {}
-    for group in _meeting(sources, place):
-        cells = _parted(group, place, is_open=is_open) if 1 < len(group) <= MAX_MEETING else None
-        for pattern, held in cells or [(_single(source, place, is_open=is_open), [source]) for source in group]:
-            parted[pattern] = [*parted.get(pattern, []), *held]
-    return parted
 
+    def __init__(self, sources: list[str], place: str, check_time: Callable[[], None]) -> None:
+        self._place = place
+        self._check_time = check_time
+        self._sources = sources
+        self._made: list[Pattern] = []
+        if 1 < len(sources) <= MAX_PATTERNS:
+            # (Where one has look-aheads, or is refused later, they are taken as they are.)
+            with contextlib.suppress(InvalidSchema):
+                self._made = [Pattern.of(source, place) for source in sources]
 
-def _made(sources: list[str], place: str) -> list[Pattern]:
-    try:
-        return [Pattern.of(source, place) for source in sources] if len(sources) > 1 else []
-    except InvalidSchema:
-        # (It has look-aheads, or is refused later.)
-        return []
+    def lists(self) -> dict[str, list[str]]:
+        """Return the names of those patterns that list a few which other patterns match as well; they are taken out.
 
+        A name that is declared may match any pattern.
+        """
+        found: dict[str, list[str]] = {}
+        for pattern in list(self._made):
+            if self._meets(pattern, [other for other in self._made if other is not pattern]):
+                names = listed(pattern, MAX_LISTED)
+                if names is not None:
+                    found[pattern.source] = names
+                    self._made.remove(pattern)
+                    self._sources = [source for source in self._sources if source != pattern.source]
+        return found
 
-def _meeting(sources: list[str], place: str) -> list[list[str]]:
-    """Return the patterns in groups that may overlap, directly or by others."""
-    made = _made(sources, place)
-    if not made:
-        return [[source] for source in sources]
-    groups: list[list[Pattern]] = []
-    for pattern in made:
-        met = [group for group in groups if not all(patterns_are_apart(pattern, other) for other in group)]
-        groups = [group for group in groups if group not in met] + [[*itertools.chain(*met), pattern]]
-    return [[pattern.source for pattern in group] for group in groups]
+    def exclusive(self, *, is_open: bool) -> dict[str, list[str]]:
+        """Return patterns (Rust) with the sources that match the same names; a few that overlap are parted.
+
+        Args:
+            is_open: whether names that none of them matches are free.
+
+        Raises:
+            InvalidSchema: there is no exact equivalent.
+        """
+        parted: dict[str, list[str]] = {}
+        for group in self._meeting():
+            cells = _parted(group, self._place, is_open=is_open) if 1 < len(group) <= MAX_MEETING else None
+            for pattern, held in cells or [(_single(one, self._place, is_open=is_open), [one]) for one in group]:
+                parted[pattern] = [*parted.get(pattern, []), *held]
+        return parted
+
+    def _meets(self, pattern: Pattern, some: Iterable[Pattern]) -> bool:
+        for other in some:
+            self._check_time()
+            if not patterns_are_apart(pattern, other):
+                return True
+        return False
+
+    def _meeting(self) -> list[list[str]]:
+        """Return the patterns in groups that may overlap, directly or by others."""
+        if not self._made:
+            return [[source] for source in self._sources]
+        groups: list[list[Pattern]] = []
+        for pattern in self._made:
+            met = [group for group in groups if self._meets(pattern, group)]
+            groups = [group for group in groups if group not in met] + [[*itertools.chain(*met), pattern]]
+        return [[pattern.source for pattern in group] for group in groups]
 
 
 def _parted(sources: list[str], place: str, *, is_open: bool) -> list[tuple[str, list[str]]] | None:

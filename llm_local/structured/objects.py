@@ -11,7 +11,7 @@ from llm_local.structured.exclusion import alternatives, types_of
 from llm_local.structured.formats import NAME_PATTERNS
 from llm_local.structured.joined_names import all_at_once, either, literal
 from llm_local.structured.logic import Defs, Node, all_of, any_of, is_narrowed, narrowed
-from llm_local.structured.name_patterns import exclusive_patterns, overlapping_lists
+from llm_local.structured.name_patterns import NamePatterns
 from llm_local.structured.pattern import PatternError
 from llm_local.structured.property_counts import any_property, at_least, at_most
 from llm_local.structured.rewriter import Handler, Subschema
@@ -35,10 +35,10 @@ def _declare(schema: Subschema, nodes: dict[str, Node]) -> None:
 def _pattern_properties(schema: Subschema, key: str, value: Any) -> None:
     nodes = {name: schema.sub(node, key, name) for name, node in schema.mapping(key, value).items()}
     place = f"{schema.where}/{key}"
-    for source, names in overlapping_lists(list(nodes), place).items():
-        _declare(schema, dict.fromkeys(names, nodes.pop(source)))
-    is_open = schema.source.get("additionalProperties", True) in (True, {})
-    parted = exclusive_patterns(list(nodes), place, is_open=is_open)
+    found = NamePatterns(list(nodes), place, lambda: schema.rewriter.check_time(place))
+    for source, names in found.lists().items():
+        _declare(schema, dict.fromkeys(names, nodes[source]))
+    parted = found.exclusive(is_open=schema.source.get("additionalProperties", True) in (True, {}))
     schema.plain[key] = {pattern: all_of([nodes[source] for source in sources]) for pattern, sources in parted.items()}
     try:
         for name in schema.plain[key]:
