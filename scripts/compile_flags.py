@@ -84,16 +84,22 @@ def _cpu_flags(cpu: str, machine: str) -> list[str]:
     raise ValueError(f"unknown CPU_ARCH {cpu!r} for {machine}; there are {known}")
 
 
+def cpu_flags() -> str:
+    """Return what the CPU has, as the kernel says it; empty where that is not known."""
+    try:
+        lines = CPUINFO.read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
 def amx_fails() -> bool:
     """Tell whether this CPU has AMX (Intel's since 2023), but what is compiled here for it cannot use it.
 
     GCC 12 hands over 8 of the 64 bytes that configure the tiles, and llama.cpp then ends with "illegal instruction"
     (its pull request 26954). Without AMX, AVX-512 computes the same, about as fast.
     """
-    try:
-        if "amx_int8" not in CPUINFO.read_text():
-            return False
-    except OSError:
+    if "amx_int8" not in cpu_flags():
         return False
     with tempfile.TemporaryDirectory() as folder:
         source, program = Path(folder) / "probe.cpp", Path(folder) / "probe"

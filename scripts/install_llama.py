@@ -16,7 +16,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from compile_flags import BACKENDS, amx_fails, flags
+from compile_flags import BACKENDS, amx_fails, cpu_flags, flags
 
 ROOT = Path(__file__).parent.parent
 RECORD = Path(sys.prefix) / ".built-for"
@@ -107,7 +107,7 @@ def _cache(build: Build, cmake_args: str) -> list[str]:
     folder = subprocess.run(where, capture_output=True, text=True, check=False).stdout.strip()
     if build.backend != DEFAULT_BACKEND or not folder:
         return ["--no-cache-dir"]
-    key = hashlib.sha256(cmake_args.encode()).hexdigest()[:12]
+    key = hashlib.sha256(f"{cmake_args} {cpu_flags()}".encode()).hexdigest()[:12]
     return ["--cache-dir", str(Path(folder) / "llm-local" / key)]
 
 

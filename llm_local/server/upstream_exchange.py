@@ -59,9 +59,13 @@ class Exchange:
         """Let answers have this id of the model."""
         self._model = orjson.dumps(name)
 
-    def _in_our_names(self, data: bytes) -> bytes:
+    def _in_our_names(self, answer: bytes) -> bytes:
+        """Return an answer or an event with our id of the model: the first field, as its parts may have others."""
         name = self._model
-        return data if name is None else MODEL.sub(lambda found: found[1] + name, data)
+        return answer if name is None else MODEL.sub(lambda found: found[1] + name, answer, count=1)
+
+    def _events_in_our_names(self, events: bytes) -> bytes:
+        return b"\n".join(map(self._in_our_names, events.split(b"\n")))
 
     async def send(
         self, http: httpx.AsyncClient, url: str, path: str, body: Mapping[str, Any], request_id: str
@@ -115,9 +119,9 @@ class Exchange:
             if self.first_byte_s is None:
                 self.first_byte_s = time.monotonic() - self.began
             if whole := events.feed(chunk):
-                yield self._in_our_names(whole)
+                yield self._events_in_our_names(whole)
         if rest := events.rest():
-            yield self._in_our_names(rest)
+            yield self._events_in_our_names(rest)
 
     def end(self) -> None:
         """End it with an error, as the server stops."""

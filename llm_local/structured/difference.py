@@ -88,7 +88,8 @@ class _Difference:
             return {"type": "array", "minItems": 1}
         if key == "type" and "integer" in value and "number" not in value:
             # (Numbers that are no integers cannot be written.)
-            return {"type": [name for name in TYPES if name not in value and name != "number"]}
+            rest = [name for name in TYPES if name not in value and name != "number"]
+            return {"type": rest} if rest else False
         found = negate_keyword(key, value, other, self._defs, depth, self._names if is_whole else None)
         return False if found is None else found
 

@@ -29,6 +29,10 @@ MAX_BOUND = 10**18
 """Of numbers, in both directions; llguidance 1.9 cannot write a bound beyond 64 bits."""
 
 
+MAX_DECIMALS = 3
+"""Of a multiple that is written with fewer, too: llguidance reads products of more wrong, or not at all."""
+
+
 def document(schema: Schema) -> dict[str, Any]:
     """Return a canonical schema as llguidance reads it."""
     merges = has_all_of([schema.root, *schema.defs.values()])
@@ -78,10 +82,20 @@ def _multiples(value: float) -> list[float]:
     number = Decimal(repr(value)).normalize()
     n_decimals = max(-int(number.as_tuple().exponent), 0)
     count = int(number.scaleb(n_decimals))
-    if count == 1:
+    if count == 1 or n_decimals > MAX_DECIMALS:
         return [value]
-    fewer = [math.lcm(count, 10 ** (n_decimals - n)) for n in range(1, n_decimals)]
-    return [value, *(float(Decimal(multiple).scaleb(-n_decimals)) for multiple in fewer)]
+    whole = [math.lcm(count, 10 ** (n_decimals - n)) for n in range(1, n_decimals)]
+    fewer = [float(Decimal(multiple).scaleb(-n_decimals)) for multiple in whole]
+    return [value, *filter(_is_read, fewer)]
+
+
+def _is_read(value: float) -> bool:
+    """Tell whether llguidance finds the digits of a `multipleOf`: it multiplies by 10 until nothing is left behind."""
+    for _ in range(MAX_DECIMALS):
+        if value.is_integer():
+            break
+        value *= 10
+    return value.is_integer()
 
 
 def _kinds(node: dict[str, Any]) -> list[str]:

@@ -20,6 +20,9 @@ MAX_LISTED = 64
 MAX_PATTERNS = 64
 """Of one `patternProperties`, that are compared with each other."""
 
+MAX_CHARACTERS = 5000
+"""Of a pattern that is found for some of them."""
+
 MAX_MEETING = 3
 """Patterns that overlap and are parted: into seven."""
 
@@ -58,19 +61,21 @@ class NamePatterns:
                     self._sources = [source for source in self._sources if source != pattern.source]
         return found
 
-    def exclusive(self, *, is_open: bool) -> dict[str, list[str]]:
+    def exclusive(self, *, is_open: bool, is_closed: bool) -> dict[str, list[str]]:
         """Return patterns (Rust) with the sources that match the same names; a few that overlap are parted.
 
         Args:
             is_open: whether names that none of them matches are free.
+            is_closed: whether they are forbidden. (Else they are held to a schema of their own.)
 
         Raises:
             InvalidSchema: there is no exact equivalent.
         """
         parted: dict[str, list[str]] = {}
         for group in self._meeting():
-            cells = _parted(group, self._place, is_open=is_open) if 1 < len(group) <= MAX_MEETING else None
-            for pattern, held in cells or [(_single(one, self._place, is_open=is_open), [one]) for one in group]:
+            matching = {source: _single(source, self._place, is_open=is_open) for source in group}
+            cells = self._parted(matching, is_closed=is_closed) if 1 < len(group) <= MAX_MEETING else None
+            for pattern, held in cells or [(pattern, [source]) for source, pattern in matching.items()]:
                 parted[pattern] = [*parted.get(pattern, []), *held]
         return parted
 
@@ -91,27 +96,29 @@ class NamePatterns:
             groups = [group for group in groups if group not in met] + [[*itertools.chain(*met), pattern]]
         return [[pattern.source for pattern in group] for group in groups]
 
+    def _parted(self, matching: dict[str, str], *, is_closed: bool) -> list[tuple[str, list[str]]] | None:
+        """Return a pattern for the names that some of these match and the others do not; None where one is long.
 
-def _parted(sources: list[str], place: str, *, is_open: bool) -> list[tuple[str, list[str]]] | None:
-    """Return a pattern for the names that some of these match and the others do not; None where one is long.
+        Where other names are forbidden, so are names about which readers differ.
 
-    Names about which readers differ are forbidden where others are, and are else held to all that any reader asks.
-    """
-    matching = {source: _single(source, place, is_open=is_open) for source in sources}
-    opposites = {source: without(matching[source]) if is_open else others(source) for source in sources}
-    cells = []
-    for held in _subsets(sources):
-        parts = [matching[source] if source in held else opposites[source] for source in sources]
-        if None in parts:
-            return None
-        try:
-            whole = all_at_once(tuple(map(str, parts)), all_readers=True)
-        except NoText:
-            continue
-        if whole is None:
-            return None
-        cells.append((whole, held))
-    return cells
+        Args:
+            matching: the patterns of the sources.
+        """
+        opposites = {source: others(source) if is_closed else without(one) for source, one in matching.items()}
+        cells = []
+        for held in _subsets(list(matching)):
+            self._check_time()
+            parts = [one if source in held else opposites[source] for source, one in matching.items()]
+            if None in parts:
+                return None
+            try:
+                whole = all_at_once(tuple(map(str, parts)), all_readers=True)
+            except NoText:
+                continue
+            if whole is None or len(whole) > MAX_CHARACTERS:
+                return None
+            cells.append((whole, held))
+        return cells
 
 
 def _subsets(sources: list[str]) -> Iterable[list[str]]:

@@ -38,7 +38,8 @@ def _pattern_properties(schema: Subschema, key: str, value: Any) -> None:
     found = NamePatterns(list(nodes), place, lambda: schema.rewriter.check_time(place))
     for source, names in found.lists().items():
         _declare(schema, dict.fromkeys(names, nodes[source]))
-    parted = found.exclusive(is_open=schema.source.get("additionalProperties", True) in (True, {}))
+    rest = schema.source.get("additionalProperties", True)
+    parted = found.exclusive(is_open=rest in (True, {}), is_closed=rest is False)
     schema.plain[key] = {pattern: all_of([nodes[source] for source in sources]) for pattern, sources in parted.items()}
     try:
         for name in schema.plain[key]:

@@ -82,9 +82,9 @@ def listed(pattern: Pattern, most: int) -> list[str] | None:
         most: so many are few.
     """
     try:
-        if not _is_read_alike(pattern.source) or n_texts(pattern.source) > most:
+        if not _is_read_alike(pattern.source):
             return None
-        found = _automaton(pattern.source, all_readers=False)
+        found = automaton_of(to_rust(pattern.source), all_readers=True)
     except NoText:
         return []
     except PatternError:
@@ -94,7 +94,10 @@ def listed(pattern: Pattern, most: int) -> list[str] | None:
         text, state = begun.pop()
         if state in found.ends:
             texts.append(text)
-        # (Without a circle, as they are few: each way ends.)
+        n_ways = sum(high - low + 1 for characters in found.edges[state].values() for low, high in characters)
+        # (A text that is longer than there are states goes round in a circle. Each way leads to an end.)
+        if len(texts) + len(begun) + n_ways > most or len(text) > len(found.edges):
+            return None
         for target, characters in found.edges[state].items():
             begun += [(text + chr(code), target) for low, high in characters for code in range(low, high + 1)]
     return sorted(texts)

@@ -23,17 +23,29 @@ SHORT, LONG = 14, 40
 
 def surely_invalid(value: Any, node: Node) -> bool:
     """Tell whether a schema, or what it stands for, provably refuses a value."""
+    return _refuses(value, node, {})
+
+
+def _refuses(value: Any, node: Node, keys: dict[int, set[str]]) -> bool:
+    """See `surely_invalid`.
+
+    Args:
+        keys: of the enums that were looked at, by the ids of their nodes.
+    """
     if isinstance(node, bool | Narrowed):
         return node is False
     if "anyOf" in node:
-        return all(surely_invalid(value, option) for option in node["anyOf"])
+        return all(_refuses(value, option, keys) for option in node["anyOf"])
     if "allOf" in node:
-        return any(surely_invalid(value, part) for part in node["allOf"])
+        return any(_refuses(value, part, keys) for part in node["allOf"])
     kind = type_of(value)
     if "type" in node and not _has_type(value, kind, node["type"]):
         return True
-    if "enum" in node and value_key(value) not in map(value_key, node["enum"]):
-        return True
+    if "enum" in node:
+        if id(node) not in keys:
+            keys[id(node)] = set(map(value_key, node["enum"]))
+        if value_key(value) not in keys[id(node)]:
+            return True
     if kind == "string":
         # (Lengths count characters.)
         wrong = len(value) < node.get("minLength", 0) or len(value) > node.get("maxLength", len(value))
@@ -43,30 +55,32 @@ def surely_invalid(value: Any, node: Node) -> bool:
         above, below = node.get("exclusiveMinimum"), node.get("exclusiveMaximum")
         return value < low or value > high or (above is not None and value <= above) or _at_least(value, below)
     if kind == "array":
-        return _items_are_refused(value, node)
-    return kind == "object" and _properties_are_refused(value, node)
+        return _items_are_refused(value, node, keys)
+    return kind == "object" and _properties_are_refused(value, node, keys)
 
 
-def _items_are_refused(items: list[Any], node: dict[str, Any]) -> bool:
+def _items_are_refused(items: list[Any], node: dict[str, Any], keys: dict[int, set[str]]) -> bool:
     if not node.get("minItems", 0) <= len(items) <= node.get("maxItems", len(items)):
         return True
     nodes = itertools.chain(node.get("prefixItems", []), itertools.repeat(node.get("items", True)))
-    return any(surely_invalid(item, part) for item, part in zip(items, nodes, strict=False))
+    return any(_refuses(item, part, keys) for item, part in zip(items, nodes, strict=False))
 
 
-def _properties_are_refused(members: dict[str, Any], node: dict[str, Any]) -> bool:
+def _properties_are_refused(members: dict[str, Any], node: dict[str, Any], keys: dict[int, set[str]]) -> bool:
     if any(name not in members for name in node.get("required", [])):
         return True
     declared = node.get("properties", {})
     others = True if node.get("patternProperties") else node.get("additionalProperties", True)
-    return any(surely_invalid(value, declared.get(name, others)) for name, value in members.items())
+    return any(_refuses(value, declared.get(name, others), keys) for name, value in members.items())
 
 
 def _is_refused(text: str, pattern: str) -> bool:
     if isinstance(pattern, OtherStrings):
         return text in pattern.strings
     found = matches(pattern, text)
-    return is_never_found(pattern, text) if found is None else not found
+    # (Readers do not differ about these characters.)
+    is_read_alike = found is not None and text.isascii() and text.isprintable()
+    return not found if is_read_alike else is_never_found(pattern, text)
 
 
 def _at_least(value: float, bound: float | None) -> bool:

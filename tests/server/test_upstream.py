@@ -106,11 +106,11 @@ def test_only_the_key_of_an_answer_is_renamed(space: bytes) -> None:
     exchange = Exchange("there", 0.0, set())
     exchange.call_model("мы")
     text = json.dumps('"model":"a\\"b" and "model": "a"').encode()
-    data = b'{"model":%s"a\\"b","content":%s,"model_id":"a\\"b"}' % (space, text)
-    assert (
-        exchange._in_our_names(data)
-        == f'{{"model":{space.decode()}"мы","content":{text.decode()},"model_id":"a\\"b"}}'.encode()
-    )
+    rest = b',"content":%s,"model_id":"a\\"b","parts":{"model":"T-34"}}' % text
+    ours = '"мы"'.encode()
+    assert exchange._in_our_names(b'{"model":%s"a\\"b"' % space + rest) == b'{"model":%s%s' % (space, ours) + rest
+    events = b'data: {"model":"a"%s\n\n' % rest
+    assert exchange._events_in_our_names(2 * events) == 2 * events.replace(b'"a"', ours, 1)
 
 
 def test_a_name_that_nobody_has_is_404_and_lists_ours(http: httpx.Client) -> None:

@@ -62,6 +62,7 @@ def test_a_pattern_is_never_found_only_where_no_reader_finds_it() -> None:
         (r"a", None),
         # (Readers differ about other digits.)
         (r"^\d$", None),
+        (r"^[\u0000a]$", ["\0", "a"]),
         (r"^a{9}b$^", None),
     ],
 )

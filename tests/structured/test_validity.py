@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from llm_local.errors import InvalidSchema
 from llm_local.structured.logic import Node, narrowed
+from llm_local.structured.look_ahead import Pattern
 from llm_local.structured.pattern import to_rust
 from llm_local.structured.schema import canonical
 from llm_local.structured.validity import matches, surely_invalid
@@ -90,6 +91,7 @@ def test_what_is_surely_invalid_is_invalid_in_depth(document: Any, value: Any) -
         ({"a": 1}, {"additionalProperties": False, "patternProperties": {"a": True}}, False),
         (1, {"anyOf": [{"type": "string"}, {"minimum": 2}]}, True), (1, {"anyOf": [{"type": "string"}, True]}, False),
         (1, {"allOf": [{"type": "number"}, {"minimum": 2}]}, True), (1, narrowed({"type": "string"}), False),
+        ("я", {"pattern": Pattern.of(r"^\w$", "")}, False), ("-", {"pattern": Pattern.of(r"^\w$", "")}, True),
         (1, {"$ref": "#/$defs/d"}, False), (1, False, True), (1, True, False),
     ],
 )  # fmt: skip
