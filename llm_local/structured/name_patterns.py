@@ -12,7 +12,7 @@ from llm_local.structured.complement import NO_TEXT, others, without
 from llm_local.structured.joined_names import all_at_once
 from llm_local.structured.look_ahead import Pattern, patterns
 from llm_local.structured.pattern import to_rust, widest
-from llm_local.structured.texts import listed, patterns_are_apart
+from llm_local.structured.texts import is_read_alike, listed, patterns_are_apart
 
 MAX_LISTED = 64
 """Names of one pattern that are declared instead."""
@@ -74,7 +74,9 @@ class NamePatterns:
         parted: dict[str, list[str]] = {}
         for group in self._meeting():
             matching = {source: _single(source, self._place, is_open=is_open) for source in group}
-            cells = self._parted(matching, is_closed=is_closed) if 1 < len(group) <= MAX_MEETING else None
+            # (Where others are held to a schema, names about which readers differ would be held to one of two.)
+            is_parted = 1 < len(group) <= MAX_MEETING and (is_open or is_closed or all(map(is_read_alike, group)))
+            cells = self._parted(matching, is_closed=is_closed) if is_parted else None
             for pattern, held in cells or [(pattern, [source]) for source, pattern in matching.items()]:
                 parted[pattern] = [*parted.get(pattern, []), *held]
         return parted

@@ -82,7 +82,7 @@ def listed(pattern: Pattern, most: int) -> list[str] | None:
         most: so many are few.
     """
     try:
-        if not _is_read_alike(pattern.source):
+        if not is_read_alike(pattern.source):
             return None
         found = automaton_of(to_rust(pattern.source), all_readers=True)
     except NoText:
@@ -106,13 +106,13 @@ def listed(pattern: Pattern, most: int) -> list[str] | None:
 @lru_cache(1024)
 def _is_within(one: str, other: str) -> bool:
     """Tell whether each reader who finds one pattern in a text finds the other one, too."""
-    if _is_read_alike(one) and _is_read_alike(other):
+    if is_read_alike(one) and is_read_alike(other):
         readings = [True, False]
         return all(_includes(_automaton(other, all_readers=who), _automaton(one, all_readers=who)) for who in readings)
     return _includes(_automaton(other, all_readers=False), _automaton(one))
 
 
-def _is_read_alike(source: str) -> bool:
+def is_read_alike(source: str) -> bool:
     """Whether all that readers differ about is if `$` lets a last newline be."""
     return widest(source).replace(r"\n?$", "$") == to_rust(source)
 

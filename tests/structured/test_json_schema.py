@@ -64,7 +64,6 @@ CASES: list[tuple[Any, list[Any], list[Any]]] = [
     ({"type": "number", "multipleOf": 0.125}, [0.125, 0.25, 0.5, 2.0], [0.1, 0.2, 0.12]),
     ({"type": "number", "multipleOf": 2.719}, [2.719, 5.438], [2.7, 27]),
     ({"type": "number", "multipleOf": 0.065537}, [0.065537, 0.131074], [0.1, 3.3]),
-    ({"type": "number", "multipleOf": 0.00003}, [0.00012, 0.0003], [0.0001]),
     ({"type": "number", "exclusiveMinimum": 0, "maximum": 0.5}, [0.1, 0.5], [0, 0.6]),
     ({"allOf": [{"type": "number", "exclusiveMinimum": 1}, {"maximum": 1.5}]}, [1.25], [1, 2]),
     ({"type": "number", "exclusiveMaximum": 10}, [9.9, -3], [10]),
@@ -197,8 +196,8 @@ CASES: list[tuple[Any, list[Any], list[Any]]] = [
     ({"type": "object", "patternProperties": {"^[\u0000a]$": {"type": "integer"}, "a": {}}},
      [{"\u0000": 1, "a": 2}, {"ba": "x"}], [{"\u0000": "x"}, {"a": "x"}]),
     # A name that one pattern matches for all readers, the other for some.
-    ({"type": "object", "patternProperties": {"^[é1]$": {"type": "integer"}, "^\\w$": {"maximum": 5}},
-      "additionalProperties": {"type": "string"}}, [{"1": 5, "-": "x"}, {"é": 5}], [{"1": 6}, {"é": "x"}, {"-": 1}]),
+    ({"type": "object", "patternProperties": {"^[é1x]{1,9}$": {"type": "integer"}, "^\\w{1,9}$": {"maximum": 5}},
+      "additionalProperties": False}, [{"1": 5, "a": "x"}], [{"1": 6}, {"é": "x"}, {"-": 1}, {"é1": 6}]),
     # Patterns without end that both match: names of both, of one and of the other are parted.
     ({"type": "object", "patternProperties": {"^a": {"type": "integer"}, "z$": {"minimum": 5}}},
      [{"az": 5, "a": 1, "z": "x", "m": "x"}, {"z": 7}], [{"az": 4}, {"az": "x"}, {"a": "x"}, {"z": 4}]),
