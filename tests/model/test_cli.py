@@ -88,7 +88,7 @@ def test_gpu_layers_on_a_cpu_build_are_refused_with_the_way_out() -> None:
 def test_a_signal_ends_the_server_cleanly(tmp_path: Path, sign: signal.Signals) -> None:
     with served(tmp_path, "--ctx", "512") as server:
         body = {"prompt": "Once", "max_tokens": 5}
-        assert httpx.post(server.url + "/v1/completions", json=body).status_code == 200
+        assert httpx.post(server.url + "/v1/completions", json=body, timeout=60).status_code == 200
         began = time.monotonic()
         server.process.send_signal(sign)
         assert server.process.wait(20) == 0
