@@ -105,10 +105,10 @@ def _explain(error: ValidationError, values: Mapping[str, Any], sources: Mapping
     given = values.get(name)
     text = repr(shown(given) if isinstance(given, str) and "://" in given else given)
     value = text if Settings.model_fields[name].repr else "(hidden)"
-    hint = ""
-    if sources.get(name) == "environment" and " #" in value:
-        hint = "; a comment needs a line of its own in an environment file"
     source = sources.get(name, "default")
+    hint = ""
+    if source == "environment" and " #" in value:
+        hint = "; a comment needs a line of its own in an environment file"
     typed = {"environment": variable_name, "flag": flag_name}.get(source, str)(name)
     return f"bad value for {typed} ({source}): {value}: {reason}{hint}"
 

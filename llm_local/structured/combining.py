@@ -129,8 +129,7 @@ def _opposite(schema: Subschema, node: Node) -> Node | None:
     opposite = negate(node, defs)
     if opposite is not None:
         return opposite
-    beside = _beside(schema)
-    opposite = difference(beside, node, defs, closed_names(beside, defs))
+    opposite = difference(_beside(schema), node, defs)
     return None if opposite is None else narrowed(opposite)
 
 
