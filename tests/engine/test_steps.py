@@ -164,6 +164,8 @@ class Stepped:
         while self.engine.n_open:
             assert self.n_steps < MOST_STEPS, "somebody waits for ever"
             self.step()
+            if self.thread.scheduler.waits_for_disk:
+                time.sleep(0.001)  # So does the engine's thread; else thousands of steps pass before a file is read.
         running = self.thread.scheduler
         assert not running.running
         assert not running.waiting
