@@ -57,7 +57,7 @@ class OtherTexts(str):
         return made
 
 
-def patterns(source: str, where: str) -> list[str]:
+def patterns(source: str, where: str) -> list[Pattern | OtherTexts]:
     """Return patterns (Rust) that match the same together; the last of them is what the look-aheads leave.
 
     Raises:
@@ -65,7 +65,7 @@ def patterns(source: str, where: str) -> list[str]:
     """
     if not source.startswith(("^(?=", "^(?!")):
         return [Pattern.of(source, where)]
-    found: list[str] = []
+    found: list[Pattern | OtherTexts] = []
     rest = source[1:]
     while rest.startswith(LOOK_AHEADS):
         end = _end_of_group(rest)

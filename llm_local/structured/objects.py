@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from llm_local.structured.ambiguity import check_ambiguity
@@ -11,7 +12,7 @@ from llm_local.structured.exclusion import alternatives, types_of
 from llm_local.structured.formats import NAME_PATTERNS
 from llm_local.structured.joined_names import all_at_once, either, literal
 from llm_local.structured.logic import Defs, Node, all_of, any_of, is_narrowed, narrowed
-from llm_local.structured.name_patterns import NamePatterns
+from llm_local.structured.name_patterns import NamePatterns, Names
 from llm_local.structured.pattern import PatternError
 from llm_local.structured.property_counts import any_property, at_least, at_most
 from llm_local.structured.rewriter import Handler, Subschema
@@ -36,11 +37,19 @@ def _pattern_properties(schema: Subschema, key: str, value: Any) -> None:
     nodes = {name: schema.sub(node, key, name) for name, node in schema.mapping(key, value).items()}
     place = f"{schema.where}/{key}"
     found = NamePatterns(list(nodes), place, lambda: schema.rewriter.check_time(place))
-    for source, names in found.lists().items():
-        _declare(schema, dict.fromkeys(names, nodes[source]))
     rest = schema.source.get("additionalProperties", True)
-    parted = found.exclusive(is_open=rest in (True, {}), is_closed=rest is False)
-    schema.plain[key] = {pattern: all_of([nodes[source] for source in sources]) for pattern, sources in parted.items()}
+    is_open, is_closed = rest in (True, {}), rest is False
+
+    def held(some: Iterable[Names]) -> dict[str, Node]:
+        """What some names are held to: to nothing, where readers differ and others have a schema of their own."""
+        by_pattern: dict[str, list[Node]] = {}
+        for names in some:
+            parts = [nodes[source] for source in names.sources] if names.is_sure or is_open else [False]
+            by_pattern[names.pattern] = by_pattern.get(names.pattern, []) + parts
+        return {pattern: all_of(parts) for pattern, parts in by_pattern.items()}
+
+    _declare(schema, held(found.lists()))
+    schema.plain[key] = held(found.exclusive(is_open=is_open, is_closed=is_closed))
     try:
         for name in schema.plain[key]:
             check_ambiguity(name)

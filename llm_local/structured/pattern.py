@@ -24,6 +24,9 @@ ANY_DIGIT = r"\p{Nd}"
 CLASSES = {"s": (SPACE, ANY_SPACE), "w": (WORD, ANY_WORD), "d": (DIGIT, ANY_DIGIT)}
 
 CONTROL = {"t": r"\t", "n": r"\n", "r": r"\r", "f": r"\x0c", "v": r"\x0b", "0": r"\x00"}
+LAST_NEWLINE = r"\n?$"
+"""What `$` may mean: for Python the end is before a last newline, too."""
+
 PUNCTUATION = set("^$\\.*+?()[]{}|/-&~#'\"!%,:;<=>@_` ")
 LOOK_AROUND = ("(?=", "(?!", "(?<=", "(?<!")
 _QUANTIFIER = re.compile(r"\{(\d+)(,(\d*))?\}")
@@ -57,6 +60,20 @@ def widest(pattern: str) -> str:
         PatternError: it uses what finite automata cannot do.
     """
     return _Translation(pattern, is_widest=True).run()
+
+
+def coarsest(pattern: str) -> str | None:
+    """Return a shorter pattern that matches more than the widest one: any character beyond ASCII, where readers differ.
+
+    None where it would not be certain to match more.
+
+    Raises:
+        PatternError: it uses what finite automata cannot do.
+    """
+    if r"\p" in pattern.lower():
+        return None
+    beyond = r"\u{80}-\u{10ffff}"
+    return widest(pattern).replace(ANY_WORD, WORD + beyond).replace(ANY_DIGIT, DIGIT + beyond)
 
 
 def source_of(pattern: str, at: int) -> int:
@@ -125,8 +142,7 @@ class _Translation:
         if char == ".":
             return r"[^\n]" if self._is_widest else r"[^\n\r\u{2028}\u{2029}]"
         if char == "$" and self._is_widest:
-            # For Python the end is before a last newline, too.
-            return r"\n?$"
+            return LAST_NEWLINE
         if char in "}]#&~- ":
             return "\\" + char if char in "}]" else _literal(char)
         return char

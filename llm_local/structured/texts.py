@@ -10,7 +10,7 @@ from llm_local.structured.automaton import Automaton, Edges, NoText
 from llm_local.structured.characters import common, complement
 from llm_local.structured.complement import automaton_of
 from llm_local.structured.look_ahead import OtherTexts, Pattern
-from llm_local.structured.pattern import PatternError, to_rust, widest
+from llm_local.structured.pattern import LAST_NEWLINE, PatternError, to_rust, widest
 
 MANY_TEXTS = 1000
 """Texts of a pattern that are counted."""
@@ -75,16 +75,14 @@ def n_texts(pattern: str) -> float:
     return math.inf
 
 
-def listed(pattern: Pattern, most: int) -> list[str] | None:
-    """Return the texts in which a pattern is found, where all readers agree about them and they are few.
+def listed(pattern: str, most: int) -> list[str] | None:
+    """Return the texts in which a pattern (Rust) is found, where they are few.
 
     Args:
         most: so many are few.
     """
     try:
-        if not is_read_alike(pattern.source):
-            return None
-        found = automaton_of(to_rust(pattern.source), all_readers=True)
+        found = automaton_of(pattern, all_readers=True)
     except NoText:
         return []
     except PatternError:
@@ -106,15 +104,15 @@ def listed(pattern: Pattern, most: int) -> list[str] | None:
 @lru_cache(1024)
 def _is_within(one: str, other: str) -> bool:
     """Tell whether each reader who finds one pattern in a text finds the other one, too."""
-    if is_read_alike(one) and is_read_alike(other):
+    if _is_read_alike(one) and _is_read_alike(other):
         readings = [True, False]
         return all(_includes(_automaton(other, all_readers=who), _automaton(one, all_readers=who)) for who in readings)
     return _includes(_automaton(other, all_readers=False), _automaton(one))
 
 
-def is_read_alike(source: str) -> bool:
-    """Whether all that readers differ about is if `$` lets a last newline be."""
-    return widest(source).replace(r"\n?$", "$") == to_rust(source)
+def _is_read_alike(source: str) -> bool:
+    """Tell whether all that readers differ about is if `$` lets a last newline be."""
+    return widest(source).replace(LAST_NEWLINE, "$") == to_rust(source)
 
 
 def _includes(right: Automaton, left: Automaton) -> bool:

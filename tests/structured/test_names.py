@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -45,6 +46,50 @@ def test_a_name_that_only_some_readers_take_to_match_a_pattern_is_never_wrong() 
     assert not admits(closed, {"é": 1})
     assert not admits(open_, {"é": "x"})
     assert admits(open_, {"é": 1})
+
+
+NAMES = ["a", "1", "a1", "aa", "é", "aé", "٣", "1٣", "a\n", "1\n", "é\n", "\n", "a\r", "\r", "a b", "a\x1cb", "-", ""]
+PATTERNS = [
+    [r"^a$"], [r"^\w+$"], [r"^\d+$"], [r"^.$"], [r"^a|1$"], [r"^[a1]{1,300}$"], [r"^a\sb$"], [r"^a$", r"^a.?$"],
+    [r"^[a1]$", r"^1"], [r"^[a1]+$", r"1$"], [r"^a*$", r"^[a1]{2}$", r"1$"],
+]  # fmt: skip
+HARD = [[r"\d$"], [r"\w"], [r"^\W*$"], [r"^(?!a$)[a1]+$"], [r"^(?!\d)"], [r"^\d$", r"^[a1]"], [r"^\d$", r"^\w+$", r"1"]]
+"""Of these, names beyond printable ASCII may be refused, and so may the schema be."""
+
+
+@pytest.mark.parametrize("rest", [True, False, {"type": "string"}])
+@pytest.mark.parametrize("patterns", PATTERNS + HARD, ids=str)
+def test_what_is_admitted_is_valid_for_each_reader_of_its_patterns(patterns: list[str], rest: Any) -> None:
+    """Python finds `^\\w$` in `é`, and `^a$` before a last newline; JavaScript does not."""
+    values: dict[str, Any] = dict(zip(patterns, [1, "x", None], strict=False))
+    schema = {"patternProperties": {p: {"enum": [value, "both"]} for p, value in values.items()}}
+    made = {"type": "object", **schema, "additionalProperties": rest}
+    if patterns in HARD:
+        try:
+            GUIDANCE.json(canonical(made))
+        except InvalidSchema as error:
+            if not re.search("is read differently by different readers|patternProperty regexes", str(error)):
+                raise
+            return
+    n_sure = 0
+    for name in NAMES:
+        readings = [
+            {p for p in patterns if re.search(p, name)},
+            {p for p in patterns if re.search(p.replace("$", r"\Z").replace(".", r"[^\n\r]"), name, re.ASCII)},
+        ]
+        for value in (1, "x", None, "both", "free", 2):
+            valid = [
+                all(value in (values[p], "both") for p in found)
+                if found
+                else rest is True or (rest is not False and isinstance(value, str))
+                for found in readings
+            ]
+            if not all(valid):
+                assert not admits(made, {name: value}), (name, value, readings)
+            elif readings[0] == readings[1] and (patterns not in HARD or (name.isascii() and name.isprintable())):
+                n_sure += 1
+                assert admits(made, {name: value}), (name, value, readings)
+    assert n_sure
 
 
 def test_names_that_have_no_short_pattern_are_refused() -> None:
