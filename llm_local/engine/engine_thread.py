@@ -119,6 +119,8 @@ class EngineThread:
         except BaseException as error:
             log.critical("the engine thread died", exc_info=error)
             self.error = EngineDead("The engine stopped after an internal error; the server is restarting.")
+            # What ended before that has not failed.
+            self._flush()
             self._on_loop(self._on_death)
         finally:
             self._close()

@@ -114,6 +114,8 @@ async def _engine(runtime: Runtime, on_failure: Callable[[], None]) -> AsyncIter
     with contextlib.suppress(asyncio.CancelledError):
         await loading
     if runtime.loaded is not None and await runtime.loaded.engine.stop():
+        # A worker may still tokenize for a client who has left.
+        await asyncio.to_thread(runtime.workers.shutdown, wait=True, cancel_futures=True)
         runtime.loaded.close()
 
 

@@ -171,7 +171,7 @@ async def start(runtime: Runtime, requests: list[GenerationRequest], spec: Spec 
     constraints: list[Constraint] = []
     if spec is not None:
         with runtime.metrics.grammar_build.time():
-            constraints = await loaded.grammars.prepare(spec, len(requests), requests[0].max_tokens)
+            constraints = await loaded.grammars.prepare(spec, [one.max_tokens for one in requests])
     samplers = await runtime.in_worker(loaded.engine.new_samplers, requests)
     return loaded.engine.submit(requests, samplers, constraints)
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, cast
@@ -70,8 +70,12 @@ class Grammars:
         self._cache: OrderedDict[str, Compiled] = OrderedDict()
         self._lock = threading.Lock()
 
-    async def prepare(self, spec: Spec, n: int, max_tokens: int) -> list[Constraint]:
-        """Return a constraint for each of `n` answers, once the tables of the vocabulary are built.
+    async def prepare(self, spec: Spec, max_tokens: Sequence[int]) -> list[Constraint]:
+        """Return a constraint for each answer, once the tables of the vocabulary are built.
+
+        Args:
+            spec: what the answers must be.
+            max_tokens: limits of tokens, one for each answer.
 
         Raises:
             InvalidSchema, InvalidGrammar: it cannot be enforced, or not compiled in time; the text says where and why.
@@ -79,13 +83,13 @@ class Grammars:
         """
         await asyncio.shield(asyncio.wrap_future(self._guidance))
         if self._find(spec) is not None:
-            return self.constraints(spec, n, max_tokens)
+            return self.constraints(spec, max_tokens)
         loop = asyncio.get_running_loop()
         begun = asyncio.Event()
 
         def work() -> list[Constraint]:
             loop.call_soon_threadsafe(begun.set)
-            return self.constraints(spec, n, max_tokens)
+            return self.constraints(spec, max_tokens)
 
         job = loop.run_in_executor(self._threads, work)
         try:
@@ -106,10 +110,10 @@ class Grammars:
         except TimeoutError:
             raise QueueFull("The server is busy compiling schemas; try again.", retry_after_s=QUEUE_S) from None
 
-    def constraints(self, spec: Spec, n: int, max_tokens: int) -> list[Constraint]:
+    def constraints(self, spec: Spec, max_tokens: Sequence[int]) -> list[Constraint]:
         """Do the work of `prepare`, on any thread."""
         compiled = self._compiled(spec)
-        return [self._started(compiled, spec, max_tokens) for _ in range(n)]
+        return [self._started(compiled, spec, most) for most in max_tokens]
 
     def _started(self, compiled: Compiled, spec: Spec, max_tokens: int) -> Constraint:
         if not self._close_json or not isinstance(spec, JsonSpec | CallsSpec):

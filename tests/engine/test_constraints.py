@@ -142,7 +142,7 @@ def test_a_constrained_answer_is_the_same_whatever_happens_around_it(seed: int) 
                 spec = choose.choice([None, *SPECS])
                 max_tokens = choose.randint(1, 80)
                 await asyncio.sleep(choose.random() * 0.02)
-                constraints = GRAMMARS.constraints(spec, 1, 100) if spec is not None else []
+                constraints = GRAMMARS.constraints(spec, [100]) if spec is not None else []
                 wanted = request(prompt, max_tokens, params, speculate=choose.random() < 0.5, lookup=False)
                 stream = engine.submit([wanted], constraints=constraints)
                 if choose.random() < 0.15:
@@ -153,7 +153,7 @@ def test_a_constrained_answer_is_the_same_whatever_happens_around_it(seed: int) 
                 text = "".join(delta.text for delta in deltas)
                 if spec is None:
                     return
-                reference = GRAMMARS.constraints(spec, 1, 100)[0]
+                reference = GRAMMARS.constraints(spec, [100])[0]
                 wanted, ended = expected_text(prompt, params, max_tokens, reference)
                 assert text == wanted
                 assert (deltas[-1].finish is FinishReason.STOP) == ended
@@ -175,7 +175,7 @@ def test_the_constrained_traffic_forces_refuses_and_preempts() -> None:
         async with running(backend, answer_reserve=1) as engine:
             streams = []
             for n in range(4):
-                constraints = GRAMMARS.constraints(SPECS[0], 1, 100)
+                constraints = GRAMMARS.constraints(SPECS[0], [100])
                 params = SamplingParams(temperature=1.0, seed=n)
                 streams.append(engine.submit([request((n,) * 10, 100, params)], constraints=constraints))
             ends = [(await collect(stream))[0][-1] for stream in streams]
@@ -364,7 +364,7 @@ def test_a_stop_string_that_cuts_what_is_constrained_says_length(
 
     async def scenario() -> None:
         async with running(FakeBackend()) as engine:
-            constraint = GRAMMARS.constraints(RegexSpec(pattern), 1, 20)[0]
+            constraint = GRAMMARS.constraints(RegexSpec(pattern), [20])[0]
             fields = {"stop": (stop,)}
             out = await collect(
                 engine.submit([request((1,), 20, SamplingParams(), **fields)], constraints=[constraint])

@@ -417,6 +417,29 @@ def test_a_dead_engine_is_loud() -> None:
     asyncio.run(scenario())
 
 
+def test_what_ended_in_the_step_that_the_engine_died_of_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = FakeSampler.sample
+
+    async def scenario() -> None:
+        rows: list[int] = []
+
+        def second_fails(sampler: FakeSampler, row: int, allowed: np.ndarray | None = None) -> int:
+            rows.append(row)
+            if len(rows) > 1:
+                raise ZeroDivisionError("a bug")
+            return sample(sampler, row, allowed)
+
+        monkeypatch.setattr(FakeSampler, "sample", second_fails)
+        async with running(FakeBackend()) as engine:
+            stream = engine.submit([request((1, 2), 1), request((3, 4), 5)])
+            with pytest.raises(EngineDead):
+                await collect(stream)
+            await asyncio.sleep(0.05)
+            assert engine.n_open == 0
+
+    asyncio.run(scenario())
+
+
 def test_stopping_ends_open_streams_and_refuses_new_ones() -> None:
     async def scenario() -> None:
         backend = FakeBackend()

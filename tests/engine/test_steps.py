@@ -90,7 +90,7 @@ def alone(request: GenerationRequest, spec: Spec | None) -> tuple[str, FinishRea
     """What a request must get, computed without an engine: text, why it ended, tokens with that which ended it."""
     params, text, out = request.params, "", list[int]()
     random_ = np.random.default_rng((params.seed or 0) % 2**64)
-    constraint = GRAMMARS.constraints(spec, 1, 100)[0] if spec is not None else None
+    constraint = GRAMMARS.constraints(spec, [100])[0] if spec is not None else None
     forced: list[int] = []
     while len(out) < request.max_tokens:
         if constraint is not None and not forced and params.logprobs is None:
@@ -134,7 +134,7 @@ class Stepped:
     def submit(
         self, requests: list[GenerationRequest], spec: Spec | None = None, leaves_after: int | None = None
     ) -> Client:
-        constraints = GRAMMARS.constraints(spec, len(requests), 100) if spec is not None else []
+        constraints = GRAMMARS.constraints(spec, [100] * len(requests)) if spec is not None else []
         client = Client(requests, spec, self.engine.submit(requests, constraints=constraints), leaves_after)
         self.clients.append(client)
         return client

@@ -195,3 +195,21 @@ def test_requests_in_flight_finish_when_the_server_stops(server: Served) -> None
             time.sleep(0.005)
     thread.join()
     assert "[DONE]" in answers[0].text or "draining" in answers[0].text
+
+
+def test_the_weights_are_freed_once_no_worker_uses_them_any_more() -> None:
+    """One may still tokenize for a client who has left."""
+    order: list[str] = []
+    begun = threading.Event()
+
+    def work() -> None:
+        begun.set()
+        time.sleep(0.3)
+        order.append("worked")
+
+    with serving(join=True) as served:
+        assert served.runtime.loaded is not None
+        served.runtime.loaded.close = lambda: order.append("freed")
+        served.runtime.workers.submit(work)
+        assert begun.wait(5)
+    assert order == ["worked", "freed"]

@@ -19,6 +19,7 @@ from tests.server.test_chat import events
 from tests.server.test_errors import error_of
 
 CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
 MESSAGES: list[Any] = [{"role": "user", "content": "Привет"}]
 SCHEMA = {
     "type": "object",
@@ -95,7 +96,7 @@ def test_json_object_is_an_object(http: httpx.Client) -> None:
     assert text_of(ask(http, response_format=given)) == '{"a":1}'
 
 
-@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 def test_a_schema_may_come_in_the_field_of_llama_cpp_server(http: httpx.Client, path: str) -> None:
     assert text_of(ask(http, path, json_schema={"const": "42"})) == '"42"'
 
@@ -105,7 +106,7 @@ def test_a_schema_needs_no_name(http: httpx.Client) -> None:
     assert text_of(ask(http, response_format=given)) == '"42"'
 
 
-@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 def test_regular_expressions_choices_and_grammars(http: httpx.Client, path: str) -> None:
     assert re.fullmatch(r"[a-c]{2}-\d", text_of(ask(http, path, guided_regex=r"[a-c]{2}-\d")))
     assert text_of(ask(http, path, guided_choice=["red", "green"])) in ("red", "green")
@@ -232,6 +233,14 @@ def test_json_close_ends_an_answer_that_would_be_cut() -> None:
             assert choice["finish_reason"] == finish
             if close:
                 assert set(json.loads(choice["message"]["content"])) == {"reply", "score", "flags"}
+
+
+def test_json_close_knows_what_each_prompt_leaves_of_the_window() -> None:
+    wordy = {**SCHEMA, "properties": {**SCHEMA["properties"], "reply": {"type": "string"}}}
+    with serving(json_close=True) as server, httpx.Client(base_url=server.url) as http:
+        for prompts in (["a", "b" * 970], ["b" * 970, "a"]):
+            answer = ask(http, COMPLETIONS, prompt=prompts, json_schema=wordy, max_tokens=900, seed=1)
+            assert [choice["finish_reason"] for choice in answer.json()["choices"]] == ["stop", "stop"]
 
 
 def test_json_compact_can_be_switched_off() -> None:

@@ -50,7 +50,7 @@ def made(native: Native | None = None, engine: str = "auto") -> Grammars:
 )
 def test_the_engine_that_is_asked(engine: str, schema: Any, asked: int) -> None:
     native = Native(serves=True)
-    constraint = made(native, engine).constraints(JsonSpec(schema), 1, 9)[0]
+    constraint = made(native, engine).constraints(JsonSpec(schema), [9])[0]
     assert native.asked == asked
     assert accepts(constraint, "native" if asked else "1")
 
@@ -59,7 +59,7 @@ def test_the_engine_that_is_asked(engine: str, schema: Any, asked: int) -> None:
 def test_what_neither_serves_is_refused_in_the_words_of_llguidance(engine: str, asked: int) -> None:
     native = Native(serves=False)
     with pytest.raises(InvalidSchema, match="not disjoint") as caught:
-        made(native, engine).constraints(JsonSpec(ONLY_NATIVE), 1, 9)
+        made(native, engine).constraints(JsonSpec(ONLY_NATIVE), [9])
     assert native.asked == asked
     assert caught.value.param == "response_format.json_schema.schema"
 
@@ -82,9 +82,9 @@ def test_calls_that_llguidance_refuses_are_left_to_llama_grammar(
     native: Any = NativeEngine(FakeNative(guidance()), compact=True)
     if not served:
         with pytest.raises(InvalidGrammar, match="too large"):
-            made(native, engine).constraints(CALLS, 1, 9)
+            made(native, engine).constraints(CALLS, [9])
         return
-    constraint = made(native, engine).constraints(CALLS, 1, 9)[0]
+    constraint = made(native, engine).constraints(CALLS, [9])[0]
     assert accepts(constraint, '<tool_call>\n{"name": "note", "arguments": {"text": "a"}}\n</tool_call>')
 
 
@@ -93,7 +93,7 @@ def test_what_was_used_last_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     grammars = made()
     specs = [ChoiceSpec((text,)) for text in "abc"]
     for spec in (specs[0], specs[1], specs[0], specs[2]):
-        grammars.constraints(spec, 1, 9)
+        grammars.constraints(spec, [9])
     assert [grammars._find(spec) is not None for spec in specs] == [True, False, True]
 
 
@@ -102,7 +102,7 @@ def test_a_slow_compile_is_given_up_and_holds_up_only_those_that_compile(monkeyp
     monkeypatch.setattr(module, "QUEUE_S", 0.1)
     grammars, hold = made(), threading.Event()
     cached, slow = ChoiceSpec(("cached",)), [JsonSpec({"const": n}) for n in range(2)]
-    grammars.constraints(cached, 1, 9)
+    grammars.constraints(cached, [9])
     compile_now = grammars._compile
     closed: list[Any] = []
 
@@ -119,18 +119,18 @@ def test_a_slow_compile_is_given_up_and_holds_up_only_those_that_compile(monkeyp
     monkeypatch.setattr("llm_local.structured.guidance.GuidanceConstraint.close", count)
 
     async def scenario() -> None:
-        both = await asyncio.gather(*[grammars.prepare(spec, 1, 9) for spec in slow], return_exceptions=True)
+        both = await asyncio.gather(*[grammars.prepare(spec, [9]) for spec in slow], return_exceptions=True)
         assert all(isinstance(error, InvalidSchema) and "to compile" in error.message for error in both)
-        assert accepts((await grammars.prepare(cached, 1, 9))[0], "cached")
+        assert accepts((await grammars.prepare(cached, [9]))[0], "cached")
         with pytest.raises(QueueFull):
-            await grammars.prepare(ChoiceSpec(("new",)), 1, 9)
+            await grammars.prepare(ChoiceSpec(("new",)), [9])
         hold.set()
         for _ in range(200):
             if len(closed) == 2:
                 break
             await asyncio.sleep(0.01)
         assert len(closed) == 2, "what nobody waits for is freed"
-        assert accepts((await grammars.prepare(ChoiceSpec(("new",)), 1, 9))[0], "new")
+        assert accepts((await grammars.prepare(ChoiceSpec(("new",)), [9]))[0], "new")
 
     asyncio.run(scenario())
     grammars.close()

@@ -219,7 +219,7 @@ def test_an_answer_that_hits_a_limit_does_not_spoil_the_grammar_for_later_ones()
     grammars = Grammars(tables, piece)
 
     def ask() -> Constraint:
-        return asyncio.run(grammars.prepare(RegexSpec("(a{1,40}){1,40}"), 1, 99))[0]
+        return asyncio.run(grammars.prepare(RegexSpec("(a{1,40}){1,40}"), [99]))[0]
 
     for _ in range(2):
         constraint, other = ask(), ask()

@@ -48,7 +48,7 @@ def test_the_tool_with_a_contradiction_is_named() -> None:
     schemas = [{}, within("x", NOTHING)]
     tools = tuple((f"f{n}", schema, f"tools.{n}.function.parameters") for n, schema in enumerate(schemas))
     with pytest.raises(InvalidSchema, match=r"^#/properties/x: no value satisfies this: minLength") as caught:
-        Grammars(tables, piece).constraints(CallsSpec(tools, HERMES, parallel=True), 1, 9)
+        Grammars(tables, piece).constraints(CallsSpec(tools, HERMES, parallel=True), [9])
     assert caught.value.param == "tools.1.function.parameters"
 
 
