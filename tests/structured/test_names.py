@@ -9,6 +9,7 @@ import pytest
 
 from llm_local.errors import InvalidSchema
 from llm_local.structured.schema import canonical
+from tests.examples import rest_is_slow
 from tests.structured.test_json_schema import GUIDANCE, admits, check_admits, compact
 
 CASES: list[tuple[Any, list[Any], list[Any]]] = [
@@ -58,7 +59,7 @@ HARD = [[r"\d$"], [r"\w"], [r"^\W*$"], [r"^(?!a$)[a1]+$"], [r"^(?!\d)"], [r"^\d$
 
 
 @pytest.mark.parametrize("rest", [True, False, {"type": "string"}])
-@pytest.mark.parametrize("patterns", PATTERNS + HARD, ids=str)
+@pytest.mark.parametrize("patterns", rest_is_slow(PATTERNS + HARD, fast=3), ids=str)
 def test_what_is_admitted_is_valid_for_each_reader_of_its_patterns(patterns: list[str], rest: Any) -> None:
     """Python finds `^\\w$` in `é`, and `^a$` before a last newline; JavaScript does not."""
     values: dict[str, Any] = dict(zip(patterns, [1, "x", None], strict=False))
