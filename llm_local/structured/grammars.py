@@ -24,6 +24,7 @@ from llm_local.structured.digits import CompiledDigits
 from llm_local.structured.distinct import CompiledDistinct
 from llm_local.structured.gbnf import check_gbnf
 from llm_local.structured.guidance import Guidance
+from llm_local.structured.keys import CompiledKeys, check_names, has_other_names
 from llm_local.structured.lark import Lark
 from llm_local.structured.native import NativeCalls, NativeEngine
 from llm_local.structured.places import Places, has_unique_items
@@ -126,7 +127,9 @@ class Grammars:
     @cached_property
     def _tokens(self) -> Tokens:
         guidance = self._guidance.result()
-        return Tokens(guidance.n_vocab, self._piece, guidance.byte_tokens, guidance.end_tokens)
+        tokens = Tokens(guidance.n_vocab, self._piece, guidance.byte_tokens, guidance.end_tokens)
+        assert tokens.begin_with_digit.any(), "made here, on a worker"
+        return tokens
 
     def close(self) -> None:
         """Take nothing more, and wait for what is in the making: it reads the model's vocabulary."""
@@ -180,7 +183,8 @@ class Grammars:
 
     def _json(self, schema: Schema) -> Compiled:
         compiled = self._without_distinct(schema)
-        return self._readable(compiled, Places([schema]) if _is_distinct(schema) else None)
+        places = Places([schema]) if _is_distinct(schema) else None
+        return readable(compiled, [schema], places, self._tokens)
 
     def _without_distinct(self, schema: Schema) -> Compiled:
         if self._engine == "llama" and self._native is not None:
@@ -235,29 +239,44 @@ class Grammars:
         grammars = CallGrammars(language, tools, spec.form, parallel=spec.parallel)
         arguments = {name: schema for name, (schema, _) in tools.items()}
         answers = [content[0]] if content is not None else []
-        distinct = any(map(_is_distinct, [*arguments.values(), *answers]))
+        schemas = [*arguments.values(), *answers]
+        distinct = any(map(_is_distinct, schemas))
         if spec.find is None or content is not None:
             # With JSON beside calls there is no free text to wait in: an answer is a call or JSON.
             compiled = grammars.required(content if spec.find is not None else None)
-            return self._readable(compiled, Places(answers, arguments) if distinct else None)
+            return readable(compiled, schemas, Places(answers, arguments) if distinct else None, self._tokens)
         opened = {
-            key: self._readable(one, Places([], arguments, key or None) if distinct else None)
+            key: readable(one, schemas, Places([], arguments, key or None) if distinct else None, self._tokens)
             for key, one in grammars.opened().items()
         }
         return CompiledAfterOpening(spec.find, opened, self._tokens)
-
-    def _readable(self, compiled: Compiled, places: Places | None) -> Compiled:
-        """Add what no grammar says: the items of some arrays differ, and numbers end."""
-        assert self._tokens.begin_with_digit.any(), "made here, on a worker"
-        if places is not None:
-            compiled = CompiledDistinct(compiled, places, self._tokens)
-        return CompiledDigits(compiled, self._tokens)
 
     def _gbnf(self, grammar: str) -> Compiled:
         if self._native is not None and self._engine != "llguidance":
             return self._native.gbnf(grammar)
         check_gbnf(grammar)
         return self._guidance.result().gbnf(grammar)
+
+
+def readable(compiled: Compiled, schemas: Sequence[Schema], places: Places | None, tokens: Tokens) -> Compiled:
+    """Add to a grammar of JSON what none says: some items differ, names have one spelling, and numbers end.
+
+    Args:
+        compiled: the grammar.
+        schemas: of what is in the answer.
+        places: where items must differ; None for nowhere.
+        tokens: of the vocabulary.
+
+    Raises:
+        InvalidSchema: the name of a property would never be written.
+    """
+    if places is not None:
+        compiled = CompiledDistinct(compiled, places, tokens)
+    nodes = [node for schema in schemas for node in (schema.root, *schema.defs.values())]
+    if has_other_names(nodes):
+        check_names(nodes)
+        compiled = CompiledKeys(compiled, tokens)
+    return CompiledDigits(compiled, tokens)
 
 
 def _close_unused(job: asyncio.Future[list[Constraint]]) -> None:

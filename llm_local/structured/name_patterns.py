@@ -1,12 +1,11 @@
 """`patternProperties` as patterns (Rust) that exclude each other, as engines want them. Any thread.
 
-Readers of regular expressions differ on some names (`pattern.py`): a name may match for one of them and be one of the
-others' for another. Such a name is allowed only with a value that is valid for all of them.
+Readers of regular expressions differ on some names (`pattern.py`; not on `$` and `.`, as `keys.py` sees to it): a name
+may match for one of them and be one of the others' for another. It is allowed only with what is valid for all.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,10 +13,12 @@ from dataclasses import dataclass
 from llm_local.errors import InvalidSchema
 from llm_local.structured.automaton import NoText
 from llm_local.structured.complement import NO_TEXT, others, without
-from llm_local.structured.joined_names import all_at_once
-from llm_local.structured.look_ahead import OtherTexts, Pattern, patterns
-from llm_local.structured.pattern import LAST_NEWLINE, coarsest, to_rust, widest
-from llm_local.structured.texts import listed, patterns_are_apart
+from llm_local.structured.joined_names import all_at_once, literal
+from llm_local.structured.keys import can_be_written
+from llm_local.structured.look_ahead import OtherTexts, patterns
+from llm_local.structured.other_strings import other_strings
+from llm_local.structured.pattern import DOT, LAST_NEWLINE, WIDEST_DOT, coarsest, to_rust, widest
+from llm_local.structured.texts import are_apart, listed
 
 MAX_LISTED = 64
 """Names of one pattern that are declared instead."""
@@ -29,7 +30,7 @@ MAX_CHARACTERS = 5000
 """Of a pattern that is found for some of them."""
 
 MAX_CHARACTERS_ANCHORED = 60_000
-"""Of a pattern for what only some readers take one to match that says how names begin: engines see where they part."""
+"""Of one beside a pattern that begins with `^`: engines see at its first characters that the two are apart."""
 
 MAX_MEETING = 3
 """Patterns that overlap and are parted: into seven."""
@@ -37,12 +38,12 @@ MAX_MEETING = 3
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Some names of properties.
+    """Names that some patterns match, and the others do not.
 
     Attributes:
-        pattern: of these names (Rust), or a name.
-        sources: those patterns (ECMA-262) that any reader takes to match them.
-        is_sure: whether all readers take all of those to match.
+        pattern: of these names (Rust).
+        sources: the patterns (ECMA-262).
+        is_sure: whether all readers take them to match; else only some do.
     """
 
     pattern: str
@@ -57,132 +58,139 @@ class NamePatterns:
         sources: patterns (ECMA-262).
         place: where they stand.
         check_time: raises when it takes too long.
+
+    Raises:
+        InvalidSchema: one of them has no exact equivalent.
     """
 
     def __init__(self, sources: list[str], place: str, check_time: Callable[[], None]) -> None:
         self._place = place
         self._check_time = check_time
-        self._sources = sources
-        self._made: list[Pattern] = []
-        if 1 < len(sources) <= MAX_PATTERNS:
-            # (Where one has look-aheads, or is refused later, they are taken as they are.)
-            with contextlib.suppress(InvalidSchema):
-                self._made = [Pattern.of(source, place) for source in sources]
+        self._narrow = {source: self._narrowest(source) for source in sources}
+        self._wide = {source: self._widest(source) for source in sources}
 
-    def lists(self) -> list[Names]:
+    def lists(self) -> dict[str, list[str]]:
         """Return the names of those patterns that list a few which other patterns match as well; they are taken out.
 
         A name that is declared may match any pattern.
         """
-        found: list[Names] = []
-        for pattern in list(self._made):
-            if self._meets(pattern, [other for other in self._made if other is not pattern]):
-                sure, possible = listed(pattern, MAX_LISTED), listed(widest(pattern.source), MAX_LISTED)
-                if sure is None or possible is None:
-                    continue
-                found += [Names(name, (pattern.source,), name in sure) for name in possible]
-                self._made.remove(pattern)
-                self._sources = [source for source in self._sources if source != pattern.source]
+        found: dict[str, list[str]] = {}
+        if len(self._narrow) > MAX_PATTERNS:
+            return found
+        for source in list(self._narrow):
+            if self._is_read_alike([source]) and self._meets(source, [one for one in self._narrow if one != source]):
+                names = listed(self._narrow[source], MAX_LISTED)
+                if names is not None:
+                    found[source] = list(filter(can_be_written, names))
+                    del self._narrow[source], self._wide[source]
         return found
 
-    def exclusive(self, *, is_open: bool, is_closed: bool) -> list[Names]:
+    def perhaps_of(self, names: Iterable[str]) -> dict[str, list[str]]:
+        """Return the patterns that only some readers take to match some of these names, by name."""
+        found: dict[str, list[str]] = {}
+        doubtful = [source for source in self._narrow if not self._is_read_alike([source])]
+        # (What readers disagree about is beyond ASCII.)
+        for name, source in itertools.product([name for name in names if not name.isascii()], doubtful):
+            self._check_time()
+            if self._matches(self._wide[source], name) and not self._matches(self._narrow[source], name):
+                found.setdefault(name, []).append(source)
+        return found
+
+    def exclusive(self, *, is_open: bool, is_closed: bool, declared: Iterable[str]) -> list[Names]:
         """Return patterns that exclude each other; a few that overlap are parted.
 
         Args:
-            is_open: whether names that none of them matches are free.
-            is_closed: whether they are forbidden. (Else they are held to a schema of their own.)
+            is_open: whether names that none of them matches are free. Then those that only some readers take to match
+                are held to what all of these say.
+            is_closed: whether they are forbidden, and so are those. (Else they are held to a schema of their own.)
+            declared: names that have a schema of their own beside.
 
         Raises:
             InvalidSchema: there is no exact equivalent.
         """
-        return [
-            names
-            for group in self._meeting()
-            for names in (self._closed(group) if is_closed else self._among_others(group, is_open=is_open))
-        ]
+        found: list[Names] = []
+        for group in self._meeting():
+            if is_open:
+                found += self._parted_or_not(group, self._wide, {})
+            elif is_closed or self._is_read_alike(group):
+                found += self._parted_or_not(
+                    group, self._narrow, {one: others(one) for one in group} if is_closed else {}
+                )
+            else:
+                found += self._beside_others(group, [name for name in declared if not name.isascii()])
+        return found
 
-    def _meets(self, pattern: Pattern, some: Iterable[Pattern]) -> bool:
-        for other in some:
+    # -- groups of patterns -------------------------------------------------------------------------------------
+
+    def _meets(self, source: str, some: Iterable[str]) -> bool:
+        """Tell whether some reader may take a name to match a pattern and one of some others."""
+        one = self._wide[source]
+        for other in (self._wide[other] for other in some):
             self._check_time()
-            if not patterns_are_apart(pattern, other):
+            if one is None or other is None or not are_apart(one, other):
                 return True
         return False
 
     def _meeting(self) -> list[list[str]]:
         """Return the patterns in groups that may overlap, directly or by others."""
-        if not self._made:
-            return [[source] for source in self._sources]
-        groups: list[list[Pattern]] = []
-        for pattern in self._made:
-            met = [group for group in groups if self._meets(pattern, group)]
-            groups = [group for group in groups if group not in met] + [[*itertools.chain(*met), pattern]]
-        return [[pattern.source for pattern in group] for group in groups]
+        if len(self._narrow) > MAX_PATTERNS:
+            return [list(self._narrow)]
+        groups: list[list[str]] = []
+        for source in self._narrow:
+            met = [group for group in groups if self._meets(source, group)]
+            groups = [group for group in groups if group not in met] + [[*itertools.chain(*met), source]]
+        return groups
 
-    def _closed(self, group: list[str]) -> list[Names]:
-        """Part a group where other names are forbidden: so are those about which readers differ."""
-        narrow = {source: self._narrowest(source) for source in group}
-        if 1 < len(group) <= MAX_MEETING:
-            cells = self._parted(narrow, {source: others(source) for source in group})
-            if cells is not None:
-                return cells
-        return self._as_they_are(narrow)
+    def _is_read_alike(self, group: list[str]) -> bool:
+        return all(self._narrow[source] == self._wide[source] for source in group)
 
-    def _among_others(self, group: list[str], *, is_open: bool) -> list[Names]:
-        """Part a group where other names are allowed: those about which readers differ are names of their own."""
-        narrow = {source: self._narrowest(source) for source in group}
-        wide = {source: self._widest(source) for source in group}
-        if len(group) == 1 and wide == narrow:
-            return self._as_they_are(narrow)
-        found: list[Names] | None = None
-        if len(group) <= MAX_MEETING and None not in wide.values():
-            found = self._parted_with_unsure(
-                narrow, {source: str(one) for source, one in wide.items()}, is_open=is_open
-            )
-        if found is None and len(group) == 1:
-            unsure = self._simply_unsure(group[0], narrow[group[0]], is_open=is_open)
-            found = None if unsure is None else [*self._as_they_are(narrow), unsure]
-        if found is None and (wide == narrow or is_open):
-            found = self._as_they_are(wide)
-        if found is None:
-            raise self._read_differently(next(source for source in group if wide[source] != narrow[source]))
-        return found
-
-    def _parted_with_unsure(
-        self, narrow: Mapping[str, str], wide: Mapping[str, str], *, is_open: bool
-    ) -> list[Names] | None:
-        """Return the names that all readers take to match some patterns, and those that only some do."""
-        opposites = {source: without(one) for source, one in wide.items()} if len(wide) > 1 else {}
-        is_plain = len(narrow) == 1 and all(map(_says_plainly_how_names_begin, narrow.values()))
-        most = MAX_CHARACTERS_ANCHORED if is_plain and not is_open else MAX_CHARACTERS
-        sure = self._parted(narrow, opposites)
-        unsure = None if sure is None else self._unsure(wide, opposites, sure, most)
-        if sure is not None and unsure is not None:
-            return [*sure, *unsure]
-        # (Where others are free, all names that any reader takes to match may be held alike.)
-        return self._parted(wide, opposites) if is_open and len(wide) > 1 else None
-
-    def _as_they_are(self, matching: Mapping[str, str | None]) -> list[Names]:
-        found = []
-        for source, pattern in matching.items():
-            if pattern is None:
-                raise self._read_differently(source)
-            found.append(Names(pattern, (source,)))
-        return found
-
-    def _read_differently(self, source: str) -> InvalidSchema:
-        return InvalidSchema(
-            f"{self._place}: which names match {source[:100]!r} is read differently by different readers, and others "
-            "are allowed beside them. Write classes of ASCII characters ([0-9A-Za-z_] for \\w, [0-9] for \\d), or "
-            "forbid others with additionalProperties: false."
-        )
-
-    def _parted(self, matching: Mapping[str, str], opposites: Mapping[str, str | None]) -> list[Names] | None:
-        """Return the names that some of these match and the others do not, whoever reads them; None where it is long.
+    def _parted_or_not(
+        self, group: list[str], matching: Mapping[str, str | None], opposites: Mapping[str, str | None]
+    ) -> list[Names]:
+        """Part a group, or leave its patterns to engines, which refuse what overlaps.
 
         Args:
-            matching: the patterns of the sources.
-            opposites: the patterns of the names that a source does not match.
+            group: the sources.
+            matching: their patterns.
+            opposites: patterns of the names that they do not match; empty for the opposites of `matching`.
         """
+        known = {source: one for source in group if (one := matching[source]) is not None}
+        if len(known) == len(group) and 1 < len(group) <= MAX_MEETING:
+            cells = self._parted(known, opposites or {source: without(one) for source, one in known.items()})
+            if cells is not None:
+                return cells
+        # (Engines see no more than is given to them: not that some other reader takes two of the patterns to overlap.)
+        if len(known) < len(group) or (len(group) > 1 and opposites and not self._is_read_alike(group)):
+            raise self._read_differently(group)
+        return [Names(pattern, (source,)) for source, pattern in known.items()]
+
+    def _beside_others(self, group: list[str], declared: list[str]) -> list[Names]:
+        """Part a group beside names that are held to another schema: what readers differ about is forbidden."""
+        wide = {source: one for source in group if (one := self._wide[source]) is not None}
+        if len(group) <= MAX_MEETING and len(wide) == len(group):
+            opposites = {source: without(one) for source, one in wide.items()} if len(group) > 1 else {}
+            sure = self._parted({source: self._narrow[source] for source in group}, opposites)
+            unsure = None if sure is None else self._unsure(wide, opposites, sure, declared)
+            if sure is not None and unsure is not None:
+                return [*sure, *unsure]
+        if len(group) == 1:
+            coarse = self._coarse(group[0], declared)
+            if coarse is not None:
+                return [Names(self._narrow[group[0]], (group[0],)), coarse]
+        raise self._read_differently(group)
+
+    def _read_differently(self, group: list[str]) -> InvalidSchema:
+        source = next((one for one in group if self._narrow[one] != self._wide[one]), group[0])
+        return InvalidSchema(
+            f"{self._place}: readers of regular expressions differ on the names that {source[:100]!r} matches, and "
+            "what they say cannot be enforced together. Write classes of ASCII characters ([0-9A-Za-z_] for \\w, [0-9] "
+            "for \\d), and patterns that do not overlap."
+        )
+
+    # -- parts of a group ---------------------------------------------------------------------------------------
+
+    def _parted(self, matching: Mapping[str, str], opposites: Mapping[str, str | None]) -> list[Names] | None:
+        """Return the names that some of these match and the others do not; None where a pattern is long."""
         cells = []
         for held in _subsets(list(matching)):
             pattern = self._all([one if source in held else opposites[source] for source, one in matching.items()])
@@ -193,45 +201,49 @@ class NamePatterns:
         return cells
 
     def _unsure(
-        self, wide: Mapping[str, str], opposites: Mapping[str, str | None], sure: list[Names], most: int
+        self, wide: Mapping[str, str], opposites: Mapping[str, str | None], sure: list[Names], declared: list[str]
     ) -> list[Names] | None:
-        """Return the names that some of these match for some readers only; None where there is no short pattern.
+        """Return the names that some of these match for some readers only; None where a pattern is long.
 
         Args:
             wide: the patterns of all names that any reader takes a source to match.
-            opposites: as above.
-            sure: those that all readers agree about.
-            most: characters of a short pattern.
+            opposites: of these.
+            sure: the names that all readers agree about.
+            declared: names that are none of them.
         """
+        is_anchored = len(wide) == 1 and all(_says_how_names_begin(source, self._narrow[source]) for source in wide)
+        most = MAX_CHARACTERS_ANCHORED if is_anchored else MAX_CHARACTERS
         known = {names.sources: names.pattern for names in sure}
         cells = []
         for held in _subsets(list(wide)):
             parts = [one if source in held else opposites[source] for source, one in wide.items()]
-            pattern = self._all([*parts, without(known[tuple(held)])] if tuple(held) in known else parts, most)
+            if tuple(held) in known:
+                parts.append(without(known[tuple(held)]))
+            pattern = self._all([*parts, *_but(declared)], most)
             if pattern is None:
                 return None
             if pattern != NO_TEXT:
                 cells.append(Names(pattern, tuple(held), is_sure=False))
         return cells
 
-    def _simply_unsure(self, source: str, narrow: str, *, is_open: bool) -> Names | None:
-        """Return the names that only some readers take to match a long pattern, or more of them; None if not known."""
-        if len(patterns(source, self._place)) > 1:
+    def _coarse(self, source: str, declared: list[str]) -> Names | None:
+        """Return names beyond ASCII among which are those that some readers take to match; None where not known."""
+        if len(patterns(source, self._place)) > 1 or (wide := coarsest(source)) is None:
             return None
-        if widest(source) == narrow[:-1] + LAST_NEWLINE:
-            # (Where the pattern itself may end with a newline, engines find that the two overlap, and it is refused.)
-            return Names(f"{narrow[:-1]}\\n$", (source,), is_sure=False)
-        if is_open or len(self._sources) > 1:
+        pattern = self._all([_for_names(wide), without(self._narrow[source]), *_but(declared)])
+        if pattern is None or not all(
+            (one := self._wide[other]) is not None and are_apart(pattern, one)
+            for other in self._narrow
+            if other != source
+        ):
             return None
-        opposite, coarse = without(narrow), coarsest(source)
-        pattern = None if coarse is None else self._all([coarse, opposite])
-        return None if pattern is None else Names(pattern, (source,), is_sure=False)
+        return Names(pattern, (source,), is_sure=False)
 
-    def _all(self, patterns_: list[str | None], most: int = MAX_CHARACTERS) -> str | None:
-        """Return one pattern for several (`NO_TEXT` when no name matches), or None where it is long."""
+    def _all(self, some: list[str | None], most: int = MAX_CHARACTERS) -> str | None:
+        """Return one pattern for several (`NO_TEXT` when no name matches), None where it has over `most` characters."""
         self._check_time()
-        known = [one for one in patterns_ if one is not None]
-        if len(known) < len(patterns_):
+        known = [one for one in some if one is not None]
+        if len(known) < len(some):
             return None
         try:
             whole = all_at_once(tuple(known), all_readers=True)
@@ -239,13 +251,18 @@ class NamePatterns:
             return NO_TEXT
         return None if whole is None or len(whole) > most else whole
 
+    # -- one pattern --------------------------------------------------------------------------------------------
+
+    def _matches(self, pattern: str | None, name: str) -> bool:
+        return pattern is None or self._all([pattern, literal(name)]) != NO_TEXT
+
     def _narrowest(self, source: str) -> str:
         """Return the pattern of the names that all readers take to match one, where there may be look-aheads."""
         try:
             found = all_at_once(tuple(patterns(source, self._place)))
         except NoText:
             return NO_TEXT
-        return to_rust(source, self._place) if found is None else found
+        return _for_names(to_rust(source, self._place) if found is None else found)
 
     def _widest(self, source: str) -> str | None:
         """Return the pattern of the names that any reader takes to match one, or None where it is long."""
@@ -254,15 +271,24 @@ class NamePatterns:
             whole = without(part.pattern) if isinstance(part, OtherTexts) else widest(part.source)
             if whole is None:
                 return None
-            parts.append(whole)
+            parts.append(_for_names(whole))
         try:
             return all_at_once(tuple(parts), all_readers=True)
         except NoText:
             return NO_TEXT
 
 
-def _says_plainly_how_names_begin(pattern: str) -> bool:
-    return isinstance(pattern, Pattern) and pattern.startswith("^") and r"\p" not in pattern
+def _for_names(pattern: str) -> str:
+    """Return a pattern that matches the same names: no name ends with a newline, or has another end of a line."""
+    return pattern.replace(LAST_NEWLINE, "$").replace(DOT, WIDEST_DOT)
+
+
+def _but(names: list[str]) -> list[str]:
+    return [other_strings(names)] if names else []
+
+
+def _says_how_names_begin(source: str, pattern: str) -> bool:
+    return source.startswith("^") and not source.startswith("^(?") and r"\p" not in pattern
 
 
 def _subsets(sources: list[str]) -> Iterator[list[str]]:

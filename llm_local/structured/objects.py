@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from llm_local.structured.ambiguity import check_ambiguity
@@ -12,7 +11,7 @@ from llm_local.structured.exclusion import alternatives, types_of
 from llm_local.structured.formats import NAME_PATTERNS
 from llm_local.structured.joined_names import all_at_once, either, literal
 from llm_local.structured.logic import Defs, Node, all_of, any_of, is_narrowed, narrowed
-from llm_local.structured.name_patterns import NamePatterns, Names
+from llm_local.structured.name_patterns import NamePatterns
 from llm_local.structured.pattern import PatternError
 from llm_local.structured.property_counts import any_property, at_least, at_most
 from llm_local.structured.rewriter import Handler, Subschema
@@ -37,28 +36,42 @@ def _pattern_properties(schema: Subschema, key: str, value: Any) -> None:
     nodes = {name: schema.sub(node, key, name) for name, node in schema.mapping(key, value).items()}
     place = f"{schema.where}/{key}"
     found = NamePatterns(list(nodes), place, lambda: schema.rewriter.check_time(place))
-    rest = schema.source.get("additionalProperties", True)
-    is_open, is_closed = rest in (True, {}), rest is False
-
-    def held(some: Iterable[Names]) -> dict[str, Node]:
-        """What some names are held to: to nothing, where readers differ and others have a schema of their own."""
-        by_pattern: dict[str, list[Node]] = {}
-        for names in some:
-            parts = [nodes[source] for source in names.sources] if names.is_sure or is_open else [False]
-            by_pattern[names.pattern] = by_pattern.get(names.pattern, []) + parts
-        return {pattern: all_of(parts) for pattern, parts in by_pattern.items()}
-
-    _declare(schema, held(found.lists()))
-    schema.plain[key] = held(found.exclusive(is_open=is_open, is_closed=is_closed))
+    for source, names in found.lists().items():
+        _declare(schema, dict.fromkeys(names, nodes[source]))
+    rest = _rest(schema)
+    declared = {
+        **schema.mapping("properties", schema.source.get("properties") or {}),
+        **schema.plain.get("properties", {}),
+    }
+    # What only some readers take to match is held to the pattern's schema, too, where it is declared.
+    also = {name: all_of([nodes[source] for source in sources]) for name, sources in found.perhaps_of(declared).items()}
+    if also:
+        schema.parts.append(narrowed({"properties": also}))
+    held: dict[str, list[Node]] = {}
+    for one in found.exclusive(is_open=rest is True, is_closed=rest is False, declared=declared):
+        parts = [nodes[source] for source in one.sources] if one.is_sure else [False]
+        held[one.pattern] = held.get(one.pattern, []) + parts
+    schema.plain[key] = {pattern: all_of(parts) for pattern, parts in held.items()}
     try:
         for name in schema.plain[key]:
+            schema.rewriter.check_time(place)
             check_ambiguity(name)
     except PatternError as error:
         raise schema.bad(key, f"{error}.") from None
 
 
-def _additional_properties(schema: Subschema, key: str, value: Any) -> None:
-    schema.plain["additionalProperties"] = schema.sub(value, key)
+def _additional_properties(schema: Subschema, _key: str, _value: Any) -> None:
+    _rest(schema)
+
+
+def _rest(schema: Subschema) -> Node:
+    """Return what other properties are held to, which is translated once."""
+    value = schema.source.get("additionalProperties")
+    if value is None:
+        return True
+    if "additionalProperties" not in schema.plain:
+        schema.plain["additionalProperties"] = schema.sub(value, "additionalProperties")
+    return schema.plain["additionalProperties"]
 
 
 def _required(schema: Subschema, key: str, value: Any) -> None:

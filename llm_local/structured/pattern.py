@@ -27,6 +27,9 @@ CONTROL = {"t": r"\t", "n": r"\n", "r": r"\r", "f": r"\x0c", "v": r"\x0b", "0": 
 LAST_NEWLINE = r"\n?$"
 """What `$` may mean: for Python the end is before a last newline, too."""
 
+DOT, WIDEST_DOT = r"[^\n\r\u{2028}\u{2029}]", r"[^\n]"
+"""What `.` means for all readers, and for any."""
+
 PUNCTUATION = set("^$\\.*+?()[]{}|/-&~#'\"!%,:;<=>@_` ")
 LOOK_AROUND = ("(?=", "(?!", "(?<=", "(?<!")
 _QUANTIFIER = re.compile(r"\{(\d+)(,(\d*))?\}")
@@ -63,9 +66,9 @@ def widest(pattern: str) -> str:
 
 
 def coarsest(pattern: str) -> str | None:
-    """Return a shorter pattern that matches more than the widest one: any character beyond ASCII, where readers differ.
+    """Return a short pattern that matches no less than the widest one: all beyond ASCII, where readers differ.
 
-    None where it would not be certain to match more.
+    None where that is not certain.
 
     Raises:
         PatternError: it uses what finite automata cannot do.
@@ -140,7 +143,7 @@ class _Translation:
             return self._braces(rest)
         self._at += 1
         if char == ".":
-            return r"[^\n]" if self._is_widest else r"[^\n\r\u{2028}\u{2029}]"
+            return WIDEST_DOT if self._is_widest else DOT
         if char == "$" and self._is_widest:
             return LAST_NEWLINE
         if char in "}]#&~- ":

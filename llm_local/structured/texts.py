@@ -28,7 +28,17 @@ def patterns_are_apart(one: str, other: str) -> bool:
     try:
         if isinstance(other, OtherTexts):
             return _is_within(one.source, other.pattern.source)
-        return isinstance(other, Pattern) and _are_apart(one.source, other.source)
+        return isinstance(other, Pattern) and _are_apart(widest(one.source), widest(other.source))
+    except NoText:
+        return True
+    except PatternError:
+        return False
+
+
+def are_apart(one: str, other: str) -> bool:
+    """Tell whether it is certain that two patterns (Rust) are found in no text together, whoever reads them."""
+    try:
+        return _are_apart(one, other)
     except NoText:
         return True
     except PatternError:
@@ -76,7 +86,7 @@ def n_texts(pattern: str) -> float:
 
 
 def listed(pattern: str, most: int) -> list[str] | None:
-    """Return the texts in which a pattern (Rust) is found, where they are few.
+    """Return the texts in which any reader finds a pattern (Rust), where they are few.
 
     Args:
         most: so many are few.
@@ -145,7 +155,7 @@ def _next(edges: Edges, code: int) -> int | None:
 
 @lru_cache(1024)
 def _are_apart(one: str, other: str) -> bool:
-    left, right = _automaton(one), _automaton(other)
+    left, right = _found_by_any(one), _found_by_any(other)
     seen, waiting = {(0, 0)}, [(0, 0)]
     while waiting:
         at, beside = waiting.pop()
@@ -163,5 +173,10 @@ def _are_apart(one: str, other: str) -> bool:
 
 
 @lru_cache(256)
+def _found_by_any(pattern: str) -> Automaton:
+    return automaton_of(pattern, all_readers=True)
+
+
+@lru_cache(256)
 def _automaton(source: str, *, all_readers: bool = True) -> Automaton:
-    return automaton_of(widest(source) if all_readers else to_rust(source), all_readers=all_readers)
+    return _found_by_any(widest(source)) if all_readers else automaton_of(to_rust(source))

@@ -88,6 +88,18 @@ def test_calls_that_llguidance_refuses_are_left_to_llama_grammar(
     assert accepts(constraint, '<tool_call>\n{"name": "note", "arguments": {"text": "a"}}\n</tool_call>')
 
 
+def test_names_have_one_spelling_in_answers_and_in_the_arguments_of_calls() -> None:
+    schema: Any = {"type": "object", "properties": {"id": {"type": "integer"}}}
+    calls = CallsSpec((("note", schema, "tools.0"),), CALLS.form, parallel=False)
+    opening, end = '<tool_call>\n{"name": "note", "arguments": ', "}\n</tool_call>"
+    for spec, before, behind, space in ((JsonSpec(schema), "", "", ""), (calls, opening, end, " ")):
+        for text, is_one in (('{"ie":~"x"}', True), ('{"\\u0069d":~"x"}', False)):
+            answer = before + text.replace("~", space) + behind
+            assert accepts(made().constraints(spec, [9])[0], answer) is is_one
+    with pytest.raises(InvalidSchema, match="of a property cannot be enforced"):
+        made().constraints(JsonSpec({"properties": {"a\r": True}}), [9])
+
+
 def test_what_was_used_last_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CACHE_SIZE", 2)
     grammars = made()

@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 
 from llm_local.errors import InvalidSchema
-from llm_local.structured.digits import CompiledDigits
-from llm_local.structured.distinct import CompiledDistinct
+from llm_local.structured.grammars import readable
 from llm_local.structured.native import NativeEngine
 from llm_local.structured.places import Places
 from llm_local.structured.scalars import FORMATS
@@ -90,7 +89,7 @@ def written(value: Any) -> str:
 def compiled(engine: str, document: Any) -> Compiled:
     schema = canonical(document)
     one: Any = GUIDANCE if engine == "llguidance" else NATIVE
-    return CompiledDigits(CompiledDistinct(one.json(schema), Places([schema]), TOKENS), TOKENS)
+    return readable(one.json(schema), [schema], Places([schema]), TOKENS)
 
 
 def suite() -> Path:
