@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import re
+from collections.abc import Iterable
 from typing import Any
 
+import jsonschema
 import pytest
 
 from llm_local.errors import InvalidSchema
 from llm_local.structured.keys import can_be_written
 from llm_local.structured.schema import canonical
-from tests.examples import rest_is_slow
+from tests.examples import rest_is_slow, seeds
 from tests.structured.test_json_schema import GUIDANCE, admits, check_admits, compact
 
 CASES: list[tuple[Any, list[Any], list[Any]]] = [
@@ -59,6 +62,20 @@ HARD = [[r"\d$"], [r"\w"], [r"^\W*$"], [r"^(?!a$)[a1]+$"], [r"^(?!\d)"], [r"^\d$
 """Of these, names beyond printable ASCII may be refused, and so may the schema be."""
 
 
+SPACE = r"\t\n\x0b\x0c\r \xa0\ufeff\u2028\u2029"
+IN_JAVASCRIPT = {"$": r"\Z", ".": r"[^\n\r\u2028\u2029]", r"\w": "[0-9A-Za-z_]", r"\W": "[^0-9A-Za-z_]", r"\d": "[0-9]",
+                 r"\s": f"[{SPACE}]", r"\S": f"[^{SPACE}]"}  # fmt: skip
+
+
+def readings(patterns: Iterable[str], name: str) -> tuple[set[str], set[str]]:
+    """The patterns that Python finds in a name, and those that JavaScript does."""
+
+    def in_javascript(pattern: str) -> str:
+        return re.sub(r"\\.|[$.]", lambda found: IN_JAVASCRIPT.get(found[0], found[0]), pattern)
+
+    return {p for p in patterns if re.search(p, name)}, {p for p in patterns if re.search(in_javascript(p), name)}
+
+
 @pytest.mark.parametrize("rest", [True, False, {"type": "string"}])
 @pytest.mark.parametrize("patterns", rest_is_slow(PATTERNS + HARD, fast=3), ids=str)
 def test_what_is_admitted_is_valid_for_each_reader_of_its_patterns(patterns: list[str], rest: Any) -> None:
@@ -75,23 +92,51 @@ def test_what_is_admitted_is_valid_for_each_reader_of_its_patterns(patterns: lis
             return
     n_sure = 0
     for name in NAMES:
-        readings = [
-            {p for p in patterns if re.search(p, name)},
-            {p for p in patterns if re.search(p.replace("$", r"\Z").replace(".", r"[^\n\r]"), name, re.ASCII)},
-        ]
+        python, javascript = readings(patterns, name)
         for value in (1, "x", None, "both", "free", 2):
             valid = [
                 all(value in (values[p], "both") for p in found)
                 if found
                 else rest is True or (rest is not False and isinstance(value, str))
-                for found in readings
+                for found in (python, javascript)
             ]
             if not all(valid):
-                assert not admits(made, {name: value}), (name, value, readings)
-            elif readings[0] == readings[1] and can_be_written(name) and (patterns not in HARD or name.isascii()):
+                assert not admits(made, {name: value}), (name, value, python, javascript)
+            elif python == javascript and can_be_written(name) and (patterns not in HARD or name.isascii()):
                 n_sure += 1
-                assert admits(made, {name: value}), (name, value, readings)
+                assert admits(made, {name: value}), (name, value, python, javascript)
     assert n_sure
+
+
+SOME_PATTERNS = [
+    r"^\w+$", r"^\d+$", r"^[а-я]+$", r"^a", r"b$", r"^(имя|b|1)$", r"^.$", r"^.+$", r"^\W+$", r"^[^a]+$", r"^\s", r"\d",
+    r"^(?!a)", r"^(?!a)\w+$", r"^\S+$", r"^[a-z]{1,3}$", r"^\d{1,3}$", r"^имя$", r"^x?b?$", r"[аб]",
+]  # fmt: skip
+SOME_SCHEMAS: list[Any] = [{"type": "integer"}, {"type": "string"}, {"minLength": 2}, {"enum": [1, "x"]}, True]
+
+
+@pytest.mark.parametrize("seed", seeds(40, fast=3))
+def test_whatever_patterns_there_are_what_is_admitted_is_valid_for_each_reader(seed: int) -> None:
+    choose = random.Random(seed)
+    patterns = {pattern: choose.choice(SOME_SCHEMAS) for pattern in choose.sample(SOME_PATTERNS, choose.randint(1, 3))}
+    declared = {
+        name: choose.choice(SOME_SCHEMAS) for name in choose.sample(["имя", "a", "б"], choose.choice([0, 0, 1, 2]))
+    }
+    rest = choose.choice([True, False, TEXT, INTEGER])
+    schema = {"type": "object", "properties": declared, "patternProperties": patterns, "additionalProperties": rest}
+    try:
+        GUIDANCE.json(canonical(schema))
+    except InvalidSchema:
+        return
+    for name in [*NAMES, "имя", "б", "ba", "xb", "ab", "\ufeffa", "\xa0", " ", "aб"]:
+        for value in (1, "x", "xyz", None):
+            valid = []
+            for found in readings(patterns, name):
+                held = [patterns[pattern] for pattern in found] + [declared[one] for one in declared if one == name]
+                valid.append(all(jsonschema.Draft202012Validator(one).is_valid(value) for one in held or [rest]))
+            is_admitted = admits(schema, {name: value})
+            assert not is_admitted or all(valid), (schema, name, value)
+            assert is_admitted or not all(valid) or not (name.isascii() and name.isprintable()), (schema, name, value)
 
 
 INTEGER, TEXT = {"type": "integer"}, {"type": "string"}
