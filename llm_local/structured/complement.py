@@ -18,12 +18,14 @@ from llm_local.structured.pattern import PatternError, widest
 MAX_STATES = 200
 MAX_CHARACTERS = 150_000
 MAX_RANGES = 20
+MAX_KEPT = 128
+"""Of patterns that were made, which may have `MAX_CHARACTERS`."""
 
 ANYTHING = Repeat(One(Characters(EVERYTHING, EVERYTHING)), 0, None)
 ALL_TEXTS, NO_TEXT = r"^[\s\S]*$", r"^[^\s\S]$"
 
 
-@lru_cache(1024)
+@lru_cache(MAX_KEPT)
 def others(pattern: str) -> str | None:
     """Return the pattern (Rust) of the texts in which no reader finds this one (ECMA-262), or None where it is long.
 
@@ -41,7 +43,7 @@ def others(pattern: str) -> str | None:
         return None
 
 
-@lru_cache(256)
+@lru_cache(MAX_KEPT)
 def without(pattern: str) -> str | None:
     """Return the pattern (Rust) of just the texts in which another one (Rust) is not found; None where it is long."""
     try:

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from llm_local.structured.automaton import Automaton, Edges, NoText, trimmed
 from llm_local.structured.characters import common
-from llm_local.structured.complement import automaton_of, expression_of, set_of
+from llm_local.structured.complement import MAX_KEPT, automaton_of, expression_of, set_of
 from llm_local.structured.pattern import PatternError
 
 MAX_STATES = 300
@@ -23,7 +23,7 @@ def literal(text: str) -> str:
     return f"^{codes}$"
 
 
-@lru_cache(256)
+@lru_cache(MAX_KEPT)
 def all_at_once(patterns: tuple[str, ...], *, all_readers: bool = False) -> str | None:
     """Return a pattern of the texts in which all of these (Rust) are found; None where it is long.
 
