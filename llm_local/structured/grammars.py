@@ -12,7 +12,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
 from typing import Any, cast
 
 from llm_local.engine.constraint import Constraint
@@ -68,8 +67,10 @@ class Grammars:
         self._engine = engine
         self._close_json = close_json
         self._threads = ThreadPoolExecutor(THREADS, "grammar")
+        self._tables: Future[Tokens] = Future()
         self._cache: OrderedDict[str, Compiled] = OrderedDict()
         self._lock = threading.Lock()
+        guidance.add_done_callback(self._build)
 
     async def prepare(self, spec: Spec, max_tokens: Sequence[int]) -> list[Constraint]:
         """Return a constraint for each answer, once the tables of the vocabulary are built.
@@ -82,7 +83,7 @@ class Grammars:
             InvalidSchema, InvalidGrammar: it cannot be enforced, or not compiled in time; the text says where and why.
             QueueFull: others are compiled for too long already.
         """
-        await asyncio.shield(asyncio.wrap_future(self._guidance))
+        await asyncio.shield(asyncio.wrap_future(self._tables))
         if self._find(spec) is not None:
             return self.constraints(spec, max_tokens)
         loop = asyncio.get_running_loop()
@@ -119,22 +120,26 @@ class Grammars:
     def _started(self, compiled: Compiled, spec: Spec, max_tokens: int) -> Constraint:
         if not self._close_json or not isinstance(spec, JsonSpec | CallsSpec):
             return compiled.start()
-        assert self._tokens.marks is not None, "made here, on a worker"
         if isinstance(compiled, CompiledAfterOpening):
             return compiled.start(max_tokens)
         return Closing(cast(Copyable, compiled.start()), self._tokens, max_tokens)
 
-    @cached_property
+    @property
     def _tokens(self) -> Tokens:
-        guidance = self._guidance.result()
-        tokens = Tokens(guidance.n_vocab, self._piece, guidance.byte_tokens, guidance.end_tokens)
-        assert tokens.begin_with_digit.any(), "made here, on a worker"
-        return tokens
+        return self._tables.result()
+
+    def _build(self, guidance: Future[Guidance]) -> None:
+        """Build the tables of the vocabulary, on the thread that made llguidance's."""
+        try:
+            made = guidance.result()
+            self._tables.set_result(Tokens(made.n_vocab, self._piece, made.byte_tokens, made.end_tokens).built())
+        except BaseException as error:
+            self._tables.set_exception(error)
 
     def close(self) -> None:
         """Take nothing more, and wait for what is in the making: it reads the model's vocabulary."""
         self._threads.shutdown(wait=True, cancel_futures=True)
-        self._guidance.exception()
+        self._tables.exception()
 
     def _find(self, spec: Spec) -> Compiled | None:
         """Return what was compiled before."""

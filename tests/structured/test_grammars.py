@@ -16,8 +16,9 @@ from llm_local.structured.guidance import Guidance
 from llm_local.structured.lark import Lark
 from llm_local.structured.native import NativeEngine
 from llm_local.structured.spec import CallFormat, CallsSpec, ChoiceSpec, JsonSpec
+from llm_local.structured.tokens import Tokens
 from tests.structured.native import FakeNative
-from tests.structured.vocabulary import accepts, guidance, piece
+from tests.structured.vocabulary import END, N_VOCAB, accepts, guidance, piece
 
 ONLY_NATIVE = {"type": "object", "patternProperties": {"^a": {}, "a$": {}, "b": {}, "c": {}}}
 """llguidance refuses patterns that may both match."""
@@ -98,6 +99,27 @@ def test_names_have_one_spelling_in_answers_and_in_the_arguments_of_calls() -> N
             assert accepts(made().constraints(spec, [9])[0], answer) is is_one
     with pytest.raises(InvalidSchema, match="of a property cannot be enforced"):
         made().constraints(JsonSpec({"properties": {"a\r": True}}), [9])
+
+
+def test_the_tables_of_the_vocabulary_are_built_before_a_request_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the thread that makes llguidance's; and a server that stops waits for it, as it reads the vocabulary."""
+    threads: list[str] = []
+    monkeypatch.setattr(Tokens, "built", lambda tokens: (threads.append(threading.current_thread().name), tokens)[1])
+    tables: Future[Guidance] = Future()
+    grammars = Grammars(tables, piece)
+    assert not threads
+    beside = threading.Thread(target=lambda: tables.set_result(guidance()), name="beside")
+    beside.start()
+    grammars.close()
+    assert threads == ["beside"]
+    beside.join()
+
+
+def test_tokens_that_begin_so() -> None:
+    tokens = Tokens(N_VOCAB, piece, guidance().byte_tokens, [END])
+    for prefix in (b"", b'"', b'"' + b",", b"\xff", b"\xd0\x9f", b"tr", b"true!"):
+        expected = [token for token in range(N_VOCAB) if piece(token).startswith(prefix)]
+        assert sorted(tokens.starting_with(prefix)) == expected
 
 
 def test_what_was_used_last_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
