@@ -223,7 +223,7 @@ class Grammars:
     def _check(self, schema: Schema, where: str) -> None:
         """Raise what is wrong with one schema of several, in its own words."""
         try:
-            self._without_distinct(schema)
+            readable(self._without_distinct(schema), [schema], None, self._tokens)
         except InvalidSchema as error:
             error.param = where
             raise

@@ -6,6 +6,7 @@ Compiling runs on workers; a `GuidanceConstraint` belongs to the engine thread o
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from functools import cached_property
@@ -284,4 +285,5 @@ def _first_lines(text: str) -> str:
     if "NoExtensionBias" in text:
         return "nothing matches it"
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    return "; ".join(lines[:3])[:500]
+    # (A pattern may be one that was made here, of thousands of characters.)
+    return re.sub(r"/([^/]{80})[^/]{40,}/", r"/\1.../", "; ".join(lines[:3]))[:500]

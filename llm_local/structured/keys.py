@@ -2,7 +2,7 @@ r"""Names of properties that have one spelling and one meaning. A constraint aro
 
 In JSON `"\u0069d"` is the name `id`, which llguidance 1.9 takes for one of the others. And readers of regular
 expressions differ on a newline at the end of a name (`$`), and on `\r`, U+2028 and U+2029 (`.`). So no name is written
-with `\u`, ends with a newline, or has one of these characters. Engine thread, once its answer runs.
+with `\u`, or has an end of a line in it. Engine thread, once its answer runs.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from llm_local.structured.around import Around, CompiledAround
 from llm_local.structured.logic import Node, parts_of
 from llm_local.structured.tokens import Compiled, Copyable, Tokens
 
-_ODD = re.compile(r"[\x00-\x07\x0b\x0d-\x1f\u2028\u2029]|\n\Z")
-"""What is in names that are not written."""
+_ODD = re.compile(r"[\x00-\x07\n\x0b\x0d-\x1f\u2028\u2029]")
+"""What is in no name that is written."""
 
 QUOTE, BACKSLASH, E2 = 0x22, 0x5C, 0xE2
-NEWLINE = b"\\n"
+ENDS = (b"\xe2\x80\xa8", b"\xe2\x80\xa9")
+"""U+2028 and U+2029."""
 
 
 def has_other_names(nodes: Iterable[Node]) -> bool:
@@ -56,8 +57,8 @@ def check_names(nodes: Iterable[Node]) -> None:
             odd = next((name for name in names if not can_be_written(name)), None)
             if odd is not None:
                 raise InvalidSchema(
-                    f"#: the name {odd!r} of a property cannot be enforced: it may have no control characters but tabs "
-                    "and newlines, none of U+2028 and U+2029, and no newline at its end."
+                    f"#: the name {odd!r} of a property cannot be enforced: it may have no control characters but a "
+                    "tab, and none of U+2028 and U+2029."
                 )
             check_names(parts_of(node))
 
@@ -71,10 +72,13 @@ def _names_in(value: Any) -> Iterable[str]:
             yield from _names_in(item)
 
 
+ONLY_ODD = "The name of a property could only go on with an end of a line or a control character."
+
+
 class _Place:
     """Where in a JSON text we are, as far as names go."""
 
-    __slots__ = ("_ends", "_escaped", "_in_name", "_in_string", "_is_object", "_name_follows")
+    __slots__ = ("_begun", "_escaped", "_in_name", "_in_string", "_is_object", "_name_follows")
 
     def __init__(self) -> None:
         self._is_object: tuple[bool, ...] = ()
@@ -82,11 +86,11 @@ class _Place:
         self._in_string = False
         self._in_name = False
         self._escaped = False
-        self._ends = b""
+        self._begun = b""
 
     def is_free(self, text: bytes) -> bool:
         """Tell at a glance that a text has nothing that names may not have."""
-        return not (self._escaped or self._ends or BACKSLASH in text or E2 in text)
+        return not (self._escaped or self._begun or BACKSLASH in text or E2 in text)
 
     def stays(self, text: bytes) -> bool:
         """Tell at a glance that a string goes on."""
@@ -97,22 +101,18 @@ class _Place:
         if not self._in_string:
             self._move(byte)
             return True
-        ends, self._ends = self._ends, b""
+        begun, self._begun = self._begun, b""
         if self._escaped:
             self._escaped = False
-            if self._in_name:
-                self._ends = NEWLINE if byte == ord("n") else b""
-                return byte not in b"ur"
-        elif byte == BACKSLASH:
+            return not (self._in_name and byte in b"nru")
+        if byte == BACKSLASH:
             self._escaped = True
         elif byte == QUOTE:
             self._in_string = False
-            return not (self._in_name and ends == NEWLINE)
         elif self._in_name:
-            # (U+2028 and U+2029 are E2 80 A8 and E2 80 A9.)
-            ends = (b"" if ends == NEWLINE else ends) + bytes([byte])
-            self._ends = ends if b"\xe2\x80".startswith(ends) else b"\xe2" if byte == E2 else b""
-            return ends not in (b"\xe2\x80\xa8", b"\xe2\x80\xa9")
+            begun += bytes([byte])
+            self._begun = begun if b"\xe2\x80".startswith(begun) else b"\xe2" if byte == E2 else b""
+            return begun not in ENDS
         return True
 
     def _move(self, byte: int) -> None:
@@ -179,14 +179,15 @@ class Keys(Around):
             for prefix in self._refused:
                 allowed[self._tokens.starting_with(prefix)] = False
             if not allowed.any():
-                raise ConstraintFailed("The name of a property can only end in a way that readers differ about.")
+                raise ConstraintFailed(ONLY_ODD)
         return allowed
 
     def accept(self, token: Token) -> None:
         """Move on by a token."""
         super().accept(token)
         self._refused.clear()
-        self._follow(self._tokens.piece(token))
+        if not self._follow(self._tokens.piece(token)):
+            raise ConstraintFailed(ONLY_ODD)
 
     def _follow(self, text: bytes) -> bool:
         return self._place.stays(text) or all(map(self._place.push, text))

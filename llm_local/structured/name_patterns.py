@@ -12,12 +12,20 @@ from dataclasses import dataclass
 
 from llm_local.errors import InvalidSchema
 from llm_local.structured.automaton import NoText
-from llm_local.structured.complement import NO_TEXT, others, without
-from llm_local.structured.joined_names import all_at_once, literal
+from llm_local.structured.complement import NO_TEXT, without
+from llm_local.structured.joined_names import all_at_once, either, literal
 from llm_local.structured.keys import can_be_written
 from llm_local.structured.look_ahead import OtherTexts, patterns
 from llm_local.structured.other_strings import other_strings
-from llm_local.structured.pattern import DOT, LAST_NEWLINE, WIDEST_DOT, coarsest, to_rust, widest
+from llm_local.structured.pattern import (
+    DOT,
+    LAST_NEWLINE,
+    WIDEST_DOT,
+    coarsest,
+    doubtful_characters,
+    to_rust,
+    widest,
+)
 from llm_local.structured.texts import are_apart, listed
 
 MAX_LISTED = 64
@@ -28,9 +36,6 @@ MAX_PATTERNS = 64
 
 MAX_CHARACTERS = 5000
 """Of a pattern that is found for some of them."""
-
-MAX_CHARACTERS_ANCHORED = 60_000
-"""Of one beside a pattern that begins with `^`: engines see at its first characters that the two are apart."""
 
 MAX_MEETING = 3
 """Patterns that overlap and are parted: into seven."""
@@ -85,14 +90,15 @@ class NamePatterns:
                     del self._narrow[source], self._wide[source]
         return found
 
-    def perhaps_of(self, names: Iterable[str]) -> dict[str, list[str]]:
-        """Return the patterns that only some readers take to match some of these names, by name."""
+    def of_declared(self, names: Iterable[str]) -> dict[str, list[str]]:
+        """Return the patterns that any reader takes to match each of these names, where readers may differ about it."""
         found: dict[str, list[str]] = {}
-        doubtful = [source for source in self._narrow if not self._is_read_alike([source])]
+        if self._is_read_alike(list(self._narrow)):
+            return found
         # (What readers disagree about is beyond ASCII.)
-        for name, source in itertools.product([name for name in names if not name.isascii()], doubtful):
+        for name, source in itertools.product([name for name in names if not name.isascii()], self._narrow):
             self._check_time()
-            if self._matches(self._wide[source], name) and not self._matches(self._narrow[source], name):
+            if self._matches(self._wide[source], name):
                 found.setdefault(name, []).append(source)
         return found
 
@@ -108,16 +114,18 @@ class NamePatterns:
         Raises:
             InvalidSchema: there is no exact equivalent.
         """
-        found: list[Names] = []
-        for group in self._meeting():
-            if is_open:
-                found += self._parted_or_not(group, self._wide, {})
-            elif is_closed or self._is_read_alike(group):
-                found += self._parted_or_not(
-                    group, self._narrow, {one: others(one) for one in group} if is_closed else {}
-                )
-            else:
-                found += self._beside_others(group, [name for name in declared if not name.isascii()])
+        groups = self._meeting()
+        if is_open:
+            return [names for group in groups for names in self._parted_or_not(group, self._wide)]
+        doubtful = [source for source in self._narrow if not self._is_read_alike([source])]
+        doubts, certain = self._certain(groups, doubtful, is_closed=is_closed)
+        found = [names for group in groups for names in self._parted_or_not(group, certain)]
+        if doubtful and not is_closed:
+            beyond = [name for name in declared if not name.isascii() and self._matches(doubts, name)]
+            pattern = self._all([doubts, other_strings(beyond)]) if beyond else doubts
+            if pattern is None:
+                raise self._read_differently(doubtful[0])
+            found.append(Names(pattern, tuple(doubtful), is_sure=False))
         return found
 
     # -- groups of patterns -------------------------------------------------------------------------------------
@@ -144,43 +152,62 @@ class NamePatterns:
     def _is_read_alike(self, group: list[str]) -> bool:
         return all(self._narrow[source] == self._wide[source] for source in group)
 
-    def _parted_or_not(
-        self, group: list[str], matching: Mapping[str, str | None], opposites: Mapping[str, str | None]
-    ) -> list[Names]:
+    def _certain(
+        self, groups: list[list[str]], doubtful: list[str], *, is_closed: bool
+    ) -> tuple[str, Mapping[str, str | None]]:
+        """Return a pattern of names about which readers may differ, and the patterns of all sources without these.
+
+        Args:
+            groups: sources that may meet.
+            doubtful: sources that readers differ about.
+            is_closed: where that matters only to those that may meet them.
+        """
+        if not doubtful:
+            return NO_TEXT, self._narrow
+        touched = [one for group in groups if not is_closed or set(group) & set(doubtful) for one in group]
+        some = f"[{''.join(dict.fromkeys(part for source in doubtful for part in doubtful_characters(source)))}]"
+        certain: Mapping[str, str | None] = {}
+        for doubts in (either([self._doubts(source) for source in doubtful]), some):
+            certain = self._narrow | {source: self._but(source, doubts) for source in touched}
+            if None not in certain.values():
+                return doubts, certain
+        return some, certain
+
+    def _doubts(self, source: str) -> str:
+        """Return a pattern of names among which are all that only some readers take to match a source."""
+        some = f"[{''.join(doubtful_characters(source))}]"
+        parts = [
+            without(one.pattern) if isinstance(one, OtherTexts) else coarsest(one.source)
+            for one in patterns(source, self._place)
+        ]
+        known = [_for_names(one) for one in parts if one is not None]
+        return (self._all([*known, some]) if len(known) == len(parts) else None) or some
+
+    def _but(self, source: str, doubts: str) -> str | None:
+        """Return the pattern of a source without some names, or None where it is long."""
+        narrow = self._narrow[source]
+        return narrow if are_apart(doubts, narrow) else self._all([narrow, without(doubts)])
+
+    def _parted_or_not(self, group: list[str], matching: Mapping[str, str | None]) -> list[Names]:
         """Part a group, or leave its patterns to engines, which refuse what overlaps.
 
         Args:
             group: the sources.
             matching: their patterns.
-            opposites: patterns of the names that they do not match; empty for the opposites of `matching`.
         """
-        known = {source: one for source in group if (one := matching[source]) is not None}
-        if len(known) == len(group) and 1 < len(group) <= MAX_MEETING:
-            cells = self._parted(known, opposites or {source: without(one) for source, one in known.items()})
+        known: dict[str, str] = {}
+        for source in group:
+            pattern = matching[source]
+            if pattern is None:
+                raise self._read_differently(source)
+            known[source] = pattern
+        if 1 < len(group) <= MAX_MEETING:
+            cells = self._parted(known, {source: without(one) for source, one in known.items()})
             if cells is not None:
                 return cells
-        # (Engines see no more than is given to them: not that some other reader takes two of the patterns to overlap.)
-        if len(known) < len(group) or (len(group) > 1 and opposites and not self._is_read_alike(group)):
-            raise self._read_differently(group)
-        return [Names(pattern, (source,)) for source, pattern in known.items()]
+        return [Names(pattern, (source,)) for source, pattern in known.items() if pattern != NO_TEXT]
 
-    def _beside_others(self, group: list[str], declared: list[str]) -> list[Names]:
-        """Part a group beside names that are held to another schema: what readers differ about is forbidden."""
-        wide = {source: one for source in group if (one := self._wide[source]) is not None}
-        if len(group) <= MAX_MEETING and len(wide) == len(group):
-            opposites = {source: without(one) for source, one in wide.items()} if len(group) > 1 else {}
-            sure = self._parted({source: self._narrow[source] for source in group}, opposites)
-            unsure = None if sure is None else self._unsure(wide, opposites, sure, declared)
-            if sure is not None and unsure is not None:
-                return [*sure, *unsure]
-        if len(group) == 1:
-            coarse = self._coarse(group[0], declared)
-            if coarse is not None:
-                return [Names(self._narrow[group[0]], (group[0],)), coarse]
-        raise self._read_differently(group)
-
-    def _read_differently(self, group: list[str]) -> InvalidSchema:
-        source = next((one for one in group if self._narrow[one] != self._wide[one]), group[0])
+    def _read_differently(self, source: str) -> InvalidSchema:
         return InvalidSchema(
             f"{self._place}: readers of regular expressions differ on the names that {source[:100]!r} matches, and "
             "what they say cannot be enforced together. Write classes of ASCII characters ([0-9A-Za-z_] for \\w, [0-9] "
@@ -200,47 +227,8 @@ class NamePatterns:
                 cells.append(Names(pattern, tuple(held)))
         return cells
 
-    def _unsure(
-        self, wide: Mapping[str, str], opposites: Mapping[str, str | None], sure: list[Names], declared: list[str]
-    ) -> list[Names] | None:
-        """Return the names that some of these match for some readers only; None where a pattern is long.
-
-        Args:
-            wide: the patterns of all names that any reader takes a source to match.
-            opposites: of these.
-            sure: the names that all readers agree about.
-            declared: names that are none of them.
-        """
-        is_anchored = len(wide) == 1 and all(_says_how_names_begin(source, self._narrow[source]) for source in wide)
-        most = MAX_CHARACTERS_ANCHORED if is_anchored else MAX_CHARACTERS
-        known = {names.sources: names.pattern for names in sure}
-        cells = []
-        for held in _subsets(list(wide)):
-            parts = [one if source in held else opposites[source] for source, one in wide.items()]
-            if tuple(held) in known:
-                parts.append(without(known[tuple(held)]))
-            pattern = self._all([*parts, *_but(declared)], most)
-            if pattern is None:
-                return None
-            if pattern != NO_TEXT:
-                cells.append(Names(pattern, tuple(held), is_sure=False))
-        return cells
-
-    def _coarse(self, source: str, declared: list[str]) -> Names | None:
-        """Return names beyond ASCII among which are those that some readers take to match; None where not known."""
-        if len(patterns(source, self._place)) > 1 or (wide := coarsest(source)) is None:
-            return None
-        pattern = self._all([_for_names(wide), without(self._narrow[source]), *_but(declared)])
-        if pattern is None or not all(
-            (one := self._wide[other]) is not None and are_apart(pattern, one)
-            for other in self._narrow
-            if other != source
-        ):
-            return None
-        return Names(pattern, (source,), is_sure=False)
-
-    def _all(self, some: list[str | None], most: int = MAX_CHARACTERS) -> str | None:
-        """Return one pattern for several (`NO_TEXT` when no name matches), None where it has over `most` characters."""
+    def _all(self, some: list[str | None]) -> str | None:
+        """Return one pattern for several (`NO_TEXT` when no name matches), or None where it is long."""
         self._check_time()
         known = [one for one in some if one is not None]
         if len(known) < len(some):
@@ -249,7 +237,7 @@ class NamePatterns:
             whole = all_at_once(tuple(known), all_readers=True)
         except NoText:
             return NO_TEXT
-        return None if whole is None or len(whole) > most else whole
+        return None if whole is None or len(whole) > MAX_CHARACTERS else whole
 
     # -- one pattern --------------------------------------------------------------------------------------------
 
@@ -281,14 +269,6 @@ class NamePatterns:
 def _for_names(pattern: str) -> str:
     """Return a pattern that matches the same names: no name ends with a newline, or has another end of a line."""
     return pattern.replace(LAST_NEWLINE, "$").replace(DOT, WIDEST_DOT)
-
-
-def _but(names: list[str]) -> list[str]:
-    return [other_strings(names)] if names else []
-
-
-def _says_how_names_begin(source: str, pattern: str) -> bool:
-    return source.startswith("^") and not source.startswith("^(?") and r"\p" not in pattern
 
 
 def _subsets(sources: list[str]) -> Iterator[list[str]]:

@@ -43,8 +43,10 @@ def _pattern_properties(schema: Subschema, key: str, value: Any) -> None:
         **schema.mapping("properties", schema.source.get("properties") or {}),
         **schema.plain.get("properties", {}),
     }
-    # What only some readers take to match is held to the pattern's schema, too, where it is declared.
-    also = {name: all_of([nodes[source] for source in sources]) for name, sources in found.perhaps_of(declared).items()}
+    # A declared name is held to the patterns that any reader takes to match it.
+    also = {
+        name: all_of([nodes[source] for source in sources]) for name, sources in found.of_declared(declared).items()
+    }
     if also:
         schema.parts.append(narrowed({"properties": also}))
     held: dict[str, list[Node]] = {}

@@ -23,6 +23,13 @@ ANY_DIGIT = r"\p{Nd}"
 # What a class letter stands for, and what its negation excludes.
 CLASSES = {"s": (SPACE, ANY_SPACE), "w": (WORD, ANY_WORD), "d": (DIGIT, ANY_DIGIT)}
 
+# What a class letter may hold for some readers only, and more; among the letters of most languages there are no digits.
+DOUBTFUL = {
+    "s": r"\x1c-\x1f\x85\u{180e}\u{feff}",
+    "w": r"\u{aa}-\u{10ffff}",
+    "d": r"\u{660}-\u{1c59}\u{a620}-\u{abf9}\u{ff10}-\u{ff19}\u{104a0}-\u{10ffff}",
+}
+
 CONTROL = {"t": r"\t", "n": r"\n", "r": r"\r", "f": r"\x0c", "v": r"\x0b", "0": r"\x00"}
 LAST_NEWLINE = r"\n?$"
 """What `$` may mean: for Python the end is before a last newline, too."""
@@ -66,17 +73,20 @@ def widest(pattern: str) -> str:
 
 
 def coarsest(pattern: str) -> str | None:
-    """Return a short pattern that matches no less than the widest one: all beyond ASCII, where readers differ.
-
-    None where that is not certain.
+    """Return a short pattern that matches no less than the widest one, or None where that is not certain.
 
     Raises:
         PatternError: it uses what finite automata cannot do.
     """
     if r"\p" in pattern.lower():
         return None
-    beyond = r"\u{80}-\u{10ffff}"
-    return widest(pattern).replace(ANY_WORD, WORD + beyond).replace(ANY_DIGIT, DIGIT + beyond)
+    coarse = widest(pattern).replace(ANY_WORD, WORD + DOUBTFUL["w"])
+    return coarse.replace(ANY_DIGIT, DIGIT + DOUBTFUL["d"])
+
+
+def doubtful_characters(pattern: str) -> list[str]:
+    """Return what is among the characters that only some readers take classes of a pattern to hold, for a class."""
+    return [DOUBTFUL[letter] for letter in CLASSES if f"\\{letter}" in pattern.lower()]
 
 
 def source_of(pattern: str, at: int) -> int:

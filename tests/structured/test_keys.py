@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from llm_local.engine.constraint import ConstraintFailed
 from llm_local.errors import InvalidSchema
 from llm_local.structured.keys import CompiledKeys, can_be_written, check_names, has_other_names
 from llm_local.structured.schema import canonical
 from tests.examples import few
 from tests.structured.test_json_schema import GUIDANCE, TOKENS, compact
-from tests.structured.vocabulary import accepts, walks
+from tests.structured.vocabulary import accepts, tokens_of, walks
 
 INTEGER = {"type": "integer"}
 
@@ -45,8 +46,8 @@ def test_a_name_is_spelled_in_one_way(schema: Any, text: str) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        {"id": 1, "x\ny": "\u2028\n", "tab\t": '"\\', "é\u2027": {"a": "\r"}, "e\u20ac": ["\n", "u\\n"]},
-        {"x": ["\n", {"y\n.": "\n"}], "\\u0069d": 'a\\"b', "\n\\": "", 'q"n': "\x1f"},
+        {"id": 1, "x\ty": "\u2028\n", "tab\t": '"\\', "é\u2027": {"a": "\r"}, "e\u20ac": ["\n", "u\\n"]},
+        {"x": ["\n", {"y\t.": "\n"}], "\\u0069d": 'a\\"b', "\b\\": "", 'q"n': "\x1f"},
         [{"id": 2}, "\n", {"a\\n": "\n"}],
     ],
 )
@@ -69,15 +70,56 @@ def test_whatever_comes_back_has_each_declared_name_once() -> None:
             assert not (name == "a" or set(name) == {"b"}) or isinstance(value, int), text
 
 
+@pytest.mark.parametrize(
+    ("schema", "begun"),
+    [
+        # What follows is forced: these tokens are not asked about.
+        (
+            {"patternProperties": {"^[^/]{2}$": INTEGER, "^a$": {"type": "string"}}, "additionalProperties": False},
+            '{"a',
+        ),
+        ({"propertyNames": {"maxLength": 4}}, '{"abc'),
+        ({"patternProperties": {r"^\w\s$": {"const": "abc"}}, "additionalProperties": False}, '{"a'),
+    ],
+)
+def test_whatever_follows_a_name_can(schema: Any, begun: str) -> None:
+    """A newline as the last character that a pattern allows could be followed by nothing but what is refused."""
+    made = compiled({"type": "object", **schema})
+    for char in map(chr, range(256)):
+        constraint = made.start()
+        text = json.dumps(begun[2:] + char, ensure_ascii=False)
+        if all(
+            constraint.allows(token) and constraint.accept(token) is None
+            for token in tokens_of(f"{{{text[:-1]}".encode())
+        ):
+            assert constraint.allowed().any(), repr(char)
+            for token in constraint.forced():
+                constraint.accept(token)
+
+
+def test_a_name_that_can_only_go_on_with_an_end_of_a_line_fails() -> None:
+    made = compiled(
+        {"type": "object", "patternProperties": {r"^a\n$": True}, "additionalProperties": False, "minProperties": 1}
+    )
+    constraint = made.start()
+    with pytest.raises(ConstraintFailed):  # noqa: PT012
+        for token in tokens_of(b'{"a'):
+            if constraint.allows(token):
+                constraint.accept(token)
+        for token in constraint.forced():
+            constraint.accept(token)
+        constraint.accept(tokens_of(b"n")[0])
+
+
 def test_a_copy_is_in_the_same_place() -> None:
     constraint = compiled({"properties": {"id": INTEGER}}).start()
     assert constraint.feed(b'{"a\\')
     copy = constraint.copy()
-    assert copy.feed(b'nb":1,"c')
+    assert copy.feed(b'tb":1,"c')
     assert not constraint.feed(b'n":')
 
 
-@pytest.mark.parametrize("name", ["a\r", "\x01", "a\n", "\u2028b"])
+@pytest.mark.parametrize("name", ["a\r", "\x01", "a\nb", "\u2028b"])
 def test_declared_names_that_are_never_written_are_refused(name: str) -> None:
     for schema in ({"properties": {name: True}}, {"required": [name]}, {"enum": [[{name: 1}]]}):
         with pytest.raises(InvalidSchema, match="of a property cannot be enforced"):
