@@ -72,7 +72,10 @@ class NamePatterns:
         self._place = place
         self._check_time = check_time
         self._narrow = {source: self._narrowest(source) for source in sources}
-        self._wide = {source: self._widest(source) for source in sources}
+        self._wide = {
+            source: self._widest(source) if doubtful_characters(source) else narrow
+            for source, narrow in self._narrow.items()
+        }
 
     def lists(self) -> dict[str, list[str]]:
         """Return the names of those patterns that list a few which other patterns match as well; they are taken out.
@@ -83,7 +86,7 @@ class NamePatterns:
         if len(self._narrow) > MAX_PATTERNS:
             return found
         for source in list(self._narrow):
-            if self._is_read_alike([source]) and self._meets(source, [one for one in self._narrow if one != source]):
+            if not doubtful_characters(source) and self._meets(source, [one for one in self._narrow if one != source]):
                 names = listed(self._narrow[source], MAX_LISTED)
                 if names is not None:
                     found[source] = list(filter(can_be_written, names))
@@ -93,7 +96,7 @@ class NamePatterns:
     def of_declared(self, names: Iterable[str]) -> dict[str, list[str]]:
         """Return the patterns that any reader takes to match each of these names, where readers may differ about it."""
         found: dict[str, list[str]] = {}
-        if self._is_read_alike(list(self._narrow)):
+        if not any(map(doubtful_characters, self._narrow)):
             return found
         # (What readers disagree about is beyond ASCII.)
         for name, source in itertools.product([name for name in names if not name.isascii()], self._narrow):
@@ -117,10 +120,10 @@ class NamePatterns:
         groups = self._meeting()
         if is_open:
             return [names for group in groups for names in self._parted_or_not(group, self._wide)]
-        doubtful = [source for source in self._narrow if not self._is_read_alike([source])]
+        doubtful = list(filter(doubtful_characters, self._narrow))
         doubts, certain = self._certain(groups, doubtful, is_closed=is_closed)
         found = [names for group in groups for names in self._parted_or_not(group, certain)]
-        if doubtful and not is_closed:
+        if doubts != NO_TEXT and not is_closed:
             beyond = [name for name in declared if not name.isascii() and self._matches(doubts, name)]
             pattern = self._all([doubts, other_strings(beyond)]) if beyond else doubts
             if pattern is None:
@@ -148,9 +151,6 @@ class NamePatterns:
             met = [group for group in groups if self._meets(source, group)]
             groups = [group for group in groups if group not in met] + [[*itertools.chain(*met), source]]
         return groups
-
-    def _is_read_alike(self, group: list[str]) -> bool:
-        return all(self._narrow[source] == self._wide[source] for source in group)
 
     def _certain(
         self, groups: list[list[str]], doubtful: list[str], *, is_closed: bool

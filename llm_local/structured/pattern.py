@@ -85,7 +85,7 @@ def coarsest(pattern: str) -> str | None:
 
 
 def doubtful_characters(pattern: str) -> list[str]:
-    """Return what is among the characters that only some readers take classes of a pattern to hold, for a class."""
+    """Return sets (Rust, without brackets) of what only some readers take a class of a pattern to hold, and more."""
     return [DOUBTFUL[letter] for letter in CLASSES if f"\\{letter}" in pattern.lower()]
 
 

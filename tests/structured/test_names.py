@@ -192,7 +192,7 @@ def test_names_of_patterns_that_meet_for_some_readers_only_are_forbidden(pattern
 USUAL = [
     r"^\w{1,50}$", r"^[\w.-]{1,128}$", r"^\+?\d{10,15}$", r"^(?!x-)\w+$", r"^(?=.*\d)\w+$", r"item_\d+", r"^.{1,64}$",
     r"^(?!.*__).*$", r"^(?:\d{1,3}\.){3}\d{1,3}$", r"^https?://\S+$", r"^[^@\s]+@[^@\s]+\.[^@\s]+$", r"^[^/]{1,64}$",
-    r"\.json$", r"^\d{4}-\d{2}-\d{2}$", r"^[\w-]+$", r"^\S+$", r"^\W+$",
+    r"^(?!x-)", r"^(?!a$)[a-z]{1,60}$", r"\.json$", r"^\d{4}-\d{2}-\d{2}$", r"^[\w-]+$", r"^\S+$", r"^\W+$",
 ]  # fmt: skip
 
 
