@@ -111,11 +111,26 @@ def test_the_key_tells_weights_and_context_parameters_apart(smol: LlamaModel, sm
     assert fingerprint(changed) != fingerprint(smol_path), "one tensor in the middle is another"
 
 
-def ask(server: Process, user: str = "I have just joined a team.") -> tuple[str, int]:
+def ask(server: Process, user: str = "I have just joined a team.") -> tuple[dict[str, float], int]:
+    """The most likely first tokens of an answer with their log probabilities, and how many tokens were cached."""
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": user}]
-    body: dict[str, Any] = {"messages": messages, "max_tokens": 24, "temperature": 0}
+    body: dict[str, Any] = {
+        "messages": messages,
+        "max_tokens": 24,
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": 5,
+    }
     answer = httpx.post(server.url + CHAT, json=body, timeout=60).json()
-    return answer["choices"][0]["message"]["content"], answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+    first = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+    return {entry["token"]: entry["logprob"] for entry in first}, cached
+
+
+def are_near(one: dict[str, float], other: dict[str, float]) -> bool:
+    """Tell whether all is the same but for rounding, which depends on how many threads share the attention."""
+    both = one.keys() & other.keys()
+    return len(both) >= 4 and all(abs(one[token] - other[token]) < 0.2 for token in both)
 
 
 def test_a_warm_prefix_survives_a_restart_on_the_disk(tmp_path: Path, qwen_path: Path, qwen: LlamaModel) -> None:
@@ -138,7 +153,8 @@ def test_a_warm_prefix_survives_a_restart_on_the_disk(tmp_path: Path, qwen_path:
     assert len(list(cache.glob("*.kv"))) >= 1
     with served(tmp_path, *arguments) as server:
         again, cached = ask(server)
-        assert (again, cached) == (first, len(prefix))
+        assert cached == len(prefix)
+        assert are_near(again, first)
         assert f"warm prefix 1 of 1: {len(prefix)} tokens, 0 of them computed" in server.log.read_text()
 
 
@@ -148,16 +164,15 @@ def test_a_conversation_survives_a_restart_on_the_disk_and_a_flipped_byte_does_n
     cache = tmp_path / "cache"
     arguments = [
         "--model", str(qwen_path), "--ctx", "2048", "--embedding", "false", "--disk-cache-dir", str(cache),
-        "--prompt-lookup", "false",
     ]  # fmt: skip
     with served(tmp_path, *arguments) as server:
         assert ask(server)[1] == 0
-        # The last token of its prompt is computed alone, as it will be after the restart, and without guesses each of
-        # the answer is, too: batches of other shapes round otherwise.
+        # The last token of its prompt is computed alone, as it will be after the restart.
         warm, _ = ask(server)
+        assert not are_near(warm, ask(server, "Wie spät ist es?")[0])
     with served(tmp_path, *arguments) as server:
         again, cached = ask(server)
-        assert again == warm
+        assert are_near(again, warm)
         assert cached > 250
     for path in cache.glob("*.kv"):
         whole = bytearray(path.read_bytes())
