@@ -19,14 +19,12 @@ from llm_local.errors import InvalidGrammar, InvalidSchema, QueueFull, RequestEr
 from llm_local.structured.after_opening import CompiledAfterOpening
 from llm_local.structured.calls import CallGrammars, CallLanguage
 from llm_local.structured.closing import Closing
-from llm_local.structured.digits import CompiledDigits
-from llm_local.structured.distinct import CompiledDistinct
 from llm_local.structured.gbnf import check_gbnf
 from llm_local.structured.guidance import Guidance
-from llm_local.structured.keys import CompiledKeys, check_names, has_other_names
 from llm_local.structured.lark import Lark
 from llm_local.structured.native import NativeCalls, NativeEngine
 from llm_local.structured.places import Places, has_unique_items
+from llm_local.structured.readable import readable
 from llm_local.structured.schema import Schema, canonical
 from llm_local.structured.spec import CallsSpec, ChoiceSpec, GbnfSpec, JsonSpec, RegexSpec, Spec
 from llm_local.structured.tokens import Compiled, Copyable, Tokens
@@ -261,27 +259,6 @@ class Grammars:
             return self._native.gbnf(grammar)
         check_gbnf(grammar)
         return self._guidance.result().gbnf(grammar)
-
-
-def readable(compiled: Compiled, schemas: Sequence[Schema], places: Places | None, tokens: Tokens) -> Compiled:
-    """Add to a grammar of JSON what none says: some items differ, names have one spelling, and numbers end.
-
-    Args:
-        compiled: the grammar.
-        schemas: of what is in the answer.
-        places: where items must differ; None for nowhere.
-        tokens: of the vocabulary.
-
-    Raises:
-        InvalidSchema: the name of a property would never be written.
-    """
-    if places is not None:
-        compiled = CompiledDistinct(compiled, places, tokens)
-    nodes = [node for schema in schemas for node in (schema.root, *schema.defs.values())]
-    if has_other_names(nodes):
-        check_names(nodes)
-        compiled = CompiledKeys(compiled, tokens)
-    return CompiledDigits(compiled, tokens)
 
 
 def _close_unused(job: asyncio.Future[list[Constraint]]) -> None:

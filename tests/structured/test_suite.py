@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from llm_local.errors import InvalidSchema
-from llm_local.structured.grammars import readable
 from llm_local.structured.native import NativeEngine
 from llm_local.structured.places import Places
+from llm_local.structured.readable import readable
 from llm_local.structured.scalars import FORMATS
 from llm_local.structured.schema import canonical
 from llm_local.structured.tokens import Compiled, Tokens
