@@ -2,7 +2,7 @@
 
 In the environment: BACKEND is one of compile_flags.BACKENDS, CMAKE_ARGS has any more flags. What is not given stays as
 it was, so that a newer llama.cpp is compiled for the same backend. Where nothing was ever asked for, this does nothing,
-and pip compiles for the CPU, or takes the wheel that it kept, unless that would not run here (`amx_fails`).
+and pip compiles for the CPU, or takes the wheel that it kept, unless that would not run here or be slow (`left_out`).
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from compile_flags import BACKENDS, amx_fails, cpu_flags, flags
+from compile_flags import BACKENDS, cpu_flags, flags, left_out
 
 ROOT = Path(__file__).parent.parent
 RECORD = Path(sys.prefix) / ".built-for"
@@ -33,36 +34,46 @@ NEEDS = {
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What llama.cpp is compiled from and for; a line of text in RECORD."""
+    """What llama.cpp is compiled from and for; RECORD has it as text.
+
+    Attributes:
+        requirement: llama-cpp-python with its version.
+        backend: one of BACKENDS.
+        cmake_args: what the user adds.
+        without: options of the compiler that leave out what this CPU has, `left_out` at that time.
+    """
 
     requirement: str
     backend: str
     cmake_args: str = ""
+    without: str = ""
 
     @classmethod
     def read(cls, text: str) -> Build | None:
-        """Return what a line says, or None if it is not one of ours."""
-        parts = text.strip().split(" ", 2)
-        return cls(*parts) if len(parts) >= 2 and parts[1] in BACKENDS else None
+        """Return what a record says, or None if it is not one of ours."""
+        line, _, without = text.partition("\n")
+        parts = line.strip().split(" ", 2)
+        return cls(*parts, without=without.strip()) if len(parts) >= 2 and parts[1] in BACKENDS else None
 
     def __str__(self) -> str:
-        return f"{self.requirement} {self.backend} {self.cmake_args}".strip()
+        return f"{self.requirement} {self.backend} {self.cmake_args}".strip() + f"\n{self.without}".rstrip()
 
 
-def wanted(requirement: str, installed: Build | None, backend: str, cmake_args: str) -> Build | None:
+def wanted(requirement: str, installed: Build | None, backend: str, cmake_args: str, without: str) -> Build | None:
     """Return what must be compiled, or None if that is there, or nothing was ever asked for.
 
     Args:
         requirement: llama-cpp-python with its version.
         installed: what was compiled here before, if anything was.
         backend, cmake_args: what is asked for; empty: as installed.
+        without: what the compiler is to leave out.
     """
-    if installed is None and not backend and not cmake_args:
+    if installed is None and not (backend or cmake_args or without):
         return None
     before = installed or Build("", DEFAULT_BACKEND)
     backend = backend or before.backend
     kept = before.cmake_args if backend == before.backend else ""
-    build = Build(requirement, backend, cmake_args or kept)
+    build = Build(requirement, backend, cmake_args or kept, without)
     return None if build == installed else build
 
 
@@ -72,13 +83,11 @@ def main() -> int:
     requirement = next(one for one in project["dependencies"] if one.startswith("llama-cpp-python"))
     installed = Build.read(RECORD.read_text()) if RECORD.is_file() else None
     backend, cmake_args = os.environ.get("BACKEND", "").strip(), os.environ.get("CMAKE_ARGS", "").strip()
-    if installed is None and not backend and amx_fails():
-        backend = DEFAULT_BACKEND
-    build = wanted(requirement, installed, backend, cmake_args)
+    build = wanted(requirement, installed, backend, cmake_args, " ".join(left_out()))
     if build is None:
         return 0
     try:
-        cmake_args = f"{' '.join(flags(build.backend, 'native', platform.machine()))} {build.cmake_args}".strip()
+        cmake_args = f"{shlex.join(flags(build.backend, 'native', platform.machine()))} {build.cmake_args}".strip()
     except ValueError as error:
         print(f"install_llama: error: {error}", file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -84,13 +85,31 @@ def test_it_is_compiled_again_when_what_is_asked_for_changed(
     scripts: tuple[ModuleType, ModuleType], installed: str | None, backend: str, cmake_args: str, compiled: str | None
 ) -> None:
     build = scripts[1].Build.read(f"{LLAMA} {installed}\n") if installed else None
-    found = scripts[1].wanted(LLAMA, build, backend, cmake_args)
+    found = scripts[1].wanted(LLAMA, build, backend, cmake_args, "")
+    assert (str(found) if found else None) == (f"{LLAMA} {compiled}" if compiled else None)
+
+
+@pytest.mark.parametrize(
+    ("installed", "without", "compiled"),
+    [
+        (None, "-mno-a", "cpu\n-mno-a"),
+        ("cpu", "-mno-a", "cpu\n-mno-a"),
+        ("cpu -DX=1\n-mno-a", "-mno-a", None),
+        ("cuda -DX=1\n-mno-a", "-mno-a -mno-b", "cuda -DX=1\n-mno-a -mno-b"),
+        ("cpu\n-mno-a", "", "cpu"),
+    ],
+)
+def test_it_is_compiled_again_when_something_else_is_left_out(
+    scripts: tuple[ModuleType, ModuleType], installed: str | None, without: str, compiled: str | None
+) -> None:
+    build = scripts[1].Build.read(f"{LLAMA} {installed}\n") if installed else None
+    found = scripts[1].wanted(LLAMA, build, "", "", without)
     assert (str(found) if found else None) == (f"{LLAMA} {compiled}" if compiled else None)
 
 
 def test_another_version_is_compiled_for_the_same_backend(scripts: tuple[ModuleType, ModuleType]) -> None:
     old = scripts[1].Build.read("llama-cpp-python==0.9 vulkan -DX=1")
-    assert str(scripts[1].wanted(LLAMA, old, "", "")) == f"{LLAMA} vulkan -DX=1"
+    assert str(scripts[1].wanted(LLAMA, old, "", "", "")) == f"{LLAMA} vulkan -DX=1"
 
 
 @pytest.fixture
@@ -173,6 +192,44 @@ def test_amx_is_left_out_where_what_is_compiled_for_it_does_not_run(
     assert "-U__AMX_INT8__" not in " ".join(scripts[0].flags("cpu", "portable", "x86_64"))
     monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
     assert scripts[0].amx_fails() is False
+
+
+@pytest.mark.parametrize(
+    ("cpu", "macros", "used"),
+    [
+        ("flags : avx512f avx512_fp16", "#define __AVX512F__ 1\n#define __AVX512FP16__ 1", True),
+        ("flags : avx512f avx512_fp16", "#define __AVX512F__ 1", False),
+        ("flags : avx512f", "#define __AVX512FP16__ 1", False),
+    ],
+)
+def test_avx512_fp16_is_left_out_where_the_compiler_would_use_it(
+    scripts: tuple[ModuleType, ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    cpu: str,
+    macros: str,
+    used: bool,
+) -> None:
+    """Compilers that do not know it define no such macro, and would not know the option that leaves it out."""
+    (tmp_path / "cpuinfo").write_text(cpu)
+    monkeypatch.setattr(scripts[0], "CPUINFO", tmp_path / "cpuinfo")
+    (tmp_path / "compiler").write_text(f"#!/bin/sh\necho '{macros}'\n")
+    (tmp_path / "compiler").chmod(0o755)
+    monkeypatch.setenv("CXX", str(tmp_path / "compiler"))
+    left_out = ["-DCMAKE_CXX_FLAGS=-mno-avx512fp16"] if used else []
+    assert scripts[0].flags("cpu", "native", "x86_64") == ["-DGGML_NATIVE=ON", *left_out]
+    assert "avx512fp16" not in " ".join(scripts[0].flags("cpu", "x86-64-v4", "x86_64"))
+    monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
+    assert scripts[0].flags("cpu", "native", "x86_64") == ["-DGGML_NATIVE=ON"]
+
+
+def test_flags_with_spaces_are_quoted_as_they_are_read(
+    scripts: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scripts[0], "left_out", lambda: ["-mno-a", "-mno-b"])
+    monkeypatch.setattr(sys, "argv", ["compile_flags.py", "cpu", "native"])
+    assert scripts[0].main() == 0
+    assert shlex.split(capsys.readouterr().out) == ["-DGGML_NATIVE=ON", "-DCMAKE_CXX_FLAGS=-mno-a -mno-b"]
 
 
 @pytest.mark.slow
