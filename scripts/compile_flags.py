@@ -104,8 +104,8 @@ def left_out() -> list[str]:
 def avx512_fp16_is_used() -> bool:
     """Tell whether what is compiled here for this CPU would use AVX512-FP16 (Intel's since 2023).
 
-    llama.cpp then adds values up in steps of 128, so that heads of 64 (Qwen2.5-0.5B, Llama-3.2-1B) are computed value by
-    value: four answers at 512 tokens take 1.5 times as long, at 2,048 tokens 2.4 times. Heads of 128 lose nothing without it.
+    llama.cpp then adds values up in steps of 128, and computes heads of 64 (Qwen2.5-0.5B, Llama-3.2-1B) value by value:
+    four answers at 512 tokens take 1.5 times as long, at 2,048 tokens 2.4 times. Heads of 128 lose nothing without.
     """
     if "avx512_fp16" not in cpu_flags():
         return False

@@ -1,8 +1,8 @@
 """Which rows a batch has, of the sequences that run: those of answers, and beside them or in turn with them prompts'.
 
 A batch has the rows of every sequence that is only a few tokens behind (the one that was sampled and those that a
-constraint forced after it), and the rest of its room goes to prompts, half of it to the oldest; or, where whole tiles
-of attention are much faster, prompts have every second batch to themselves. Engine thread.
+constraint forced after it), and the rest of its room goes to prompts, the oldest first and much shorter ones beside it;
+or, where whole tiles of attention are much faster, prompts have every second batch to themselves. Engine thread.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from llm_local.engine.sequence import Sequence
 
 FEW = 12
 """A sequence so many tokens behind catches up at once; more are read in parts, like a prompt."""
+
+MUCH_SHORTER = 2
+"""A prompt of which so many times as many tokens are left as of another one lets that one have half of the rows."""
 
 ROW_GROUP = 4
 """Rows that the CPU's matrix kernels compute together: of 4, 5 and 8 rows, 5 cost nearly as much as 8."""
@@ -53,7 +56,8 @@ class Filling:
         row_work = self._pace.costs.row_work
         works = (s.pending * row_work(s.computed, outputs=(not s.forced) / s.pending) for s in few)
         answers = Answers(len(few), sum(works))
-        reading = {"position": _mean_position(prompts), "n_prompts": len(prompts)}
+        sooner = _sooner(prompts) if prompts else []
+        reading = {"position": _mean_position([*prompts[:1], *sooner[:1]]), "n_prompts": len(prompts)}
         n_left = sum(sequence.pending for sequence in prompts)
         n_apart = self._pace.rows_apart(min(batch.n_max, n_left), answers, **reading) if few and prompts else 0
         self._prompts_turn = n_apart > 0 and not self._prompts_turn
@@ -63,7 +67,8 @@ class Filling:
             self._add_decodes(batch, few, answers, n_running=len(running), n_outputs=n_outputs)
         if prompts and (self._prompts_turn or not n_apart):
             n = n_apart or self._pace.prompt_rows(batch, answers, n_left, **reading)
-            self._add_prompts(batch, prompts, n, whole=n >= self._pace.costs.tile > 0)
+            shares = _shares(prompts, sooner, n)
+            self._add_prompts(batch, shares, whole=n >= self._pace.costs.tile > 0)
 
     def _add_decodes(
         self, batch: Batch, few: list[Sequence], answers: Answers, *, n_running: int, n_outputs: int
@@ -94,10 +99,10 @@ class Filling:
             most = min(room // len(undecided), *(promised(sequence) for sequence in undecided))
             self._drafts.guess(undecided, work, answers, most)
 
-    def _add_prompts(self, batch: Batch, prompts: list[Sequence], room: int, *, whole: bool) -> None:
-        """Add `room` rows of prompts: `whole` tiles as they are, fewer in even parts."""
+    def _add_prompts(self, batch: Batch, shares: list[tuple[Sequence, int]], *, whole: bool) -> None:
+        """Add rows of prompts: `whole` tiles as they are, fewer in even parts."""
         outputs = self._prompt_outputs - sum(part.sequence.n_guessed for part in batch.parts)
-        for sequence, share in _shares(prompts, room):
+        for sequence, share in shares:
             n = share if whole else _even_part(sequence.pending, share, batch.n_rows)
             if sequence.wants_prompt_logits:
                 n = min(n, outputs)
@@ -119,20 +124,31 @@ def _nearly_caught_up(running: SequenceOf[Sequence], room: int) -> list[Sequence
     return few
 
 
+def _sooner(prompts: list[Sequence]) -> list[Sequence]:
+    """Return those that are read beside the oldest prompt, in order: much shorter or more urgent ones.
+
+    So a short prompt does not wait for a long one before it. Of those that are about as long one comes after the other:
+    read side by side they would all be done when the last one is.
+    """
+    oldest, *others = prompts
+
+    def rank(sequence: Sequence) -> tuple[int, int]:
+        return sequence.request.priority, sequence.pending
+
+    priority, pending = rank(oldest)
+    return sorted((other for other in others if rank(other) <= (priority, pending // MUCH_SHORTER)), key=rank)
+
+
 def _mean_position(sequences: list[Sequence]) -> int:
     return sum(sequence.computed for sequence in sequences) // max(len(sequences), 1)
 
 
-def _shares(prompts: list[Sequence], room: int) -> list[tuple[Sequence, int]]:
-    """Share the rows out: half of them are the oldest prompt's, so that it is not starved; the rest goes by length.
-
-    So a short prompt does not wait for a long one before it, and of those that are about as long one comes after the
-    other: read side by side they would all be done when the last one is. More urgent ones come before shorter ones.
-    """
+def _shares(prompts: list[Sequence], sooner: list[Sequence], room: int) -> list[tuple[Sequence, int]]:
+    """Share the rows out: half to the oldest prompt, so that it is not starved, or all if none is read beside it."""
     oldest = prompts[0]
     shares = {oldest: min(oldest.pending, room - room // 2)}
     left = room - shares[oldest]
-    for sequence in sorted(prompts, key=lambda sequence: (sequence.request.priority, sequence.pending)):
+    for sequence in [*sooner, *(prompt for prompt in prompts if prompt not in sooner)]:
         share = shares.get(sequence, 0)
         n = min(sequence.pending - share, left)
         shares[sequence] = share + n

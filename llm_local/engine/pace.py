@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from llm_local.engine.batch import Rows
 from llm_local.engine.step_costs import StepCosts
 
-GAP_FACTOR = 5.0
+GAP_FACTOR = 6.0
 """Without a target, a step with prompt rows may take so many times one without."""
 
-LEAST_GAP_S = 0.15
+LEAST_GAP_S = 0.25
 """... and at least this long: below it no reader feels a step, and short prompt pieces cost reading speed."""
 
 GUESS_FACTOR = 2.0

@@ -163,16 +163,32 @@ class Prompt:
         ([(300, -1), (20, 0)], 32, [32, 0]),
         ([(300, 0), (4, 0)], 32, [28, 4]),
         ([(40, 0), (40, 0)], 32, [32, 0]),
+        ([(300, 0), (290, 0), (160, 0)], 32, [32, 0, 0]),
+        ([(300, 0), (290, 0), (150, 0)], 32, [16, 0, 16]),
+        ([(300, 0), (290, -1)], 32, [16, 16]),
         ([(30, 0), (97, 0)], 64, [30, 34]),
         ([(97, 0), (30, 0)], 64, [34, 30]),
     ],
 )
-def test_prompt_rows_go_half_to_the_oldest_and_the_rest_to_the_most_urgent_and_shortest(
+def test_prompt_rows_go_to_the_oldest_and_half_of_them_to_much_shorter_and_more_urgent_ones(
     prompts: list[tuple[int, int]], room: int, shares: list[int]
 ) -> None:
     sequences: list[Any] = [Prompt(pending, SimpleNamespace(priority=priority)) for pending, priority in prompts]
-    got = dict(filling._shares(sequences, room))
+    got = dict(filling._shares(sequences, filling._sooner(sequences), room))
     assert [got[sequence] for sequence in sequences] == shares
+
+
+def test_what_a_step_of_prompts_costs_is_asked_where_the_oldest_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    positions: list[int] = []
+    monkeypatch.setattr(Pace, "prompt_rows", lambda self, *_, position, **__: positions.append(position) or 8)
+
+    async def scenario() -> None:
+        async with running(FakeBackend(n_ctx=512, n_batch=64), window=200) as engine:
+            prompts = [tuple(range(first, first + 80)) for first in (0, 80, 160)]
+            await asyncio.gather(*(collect(engine.submit([request(prompt, 1)])) for prompt in prompts))
+
+    asyncio.run(scenario())
+    assert positions == [*range(0, 72, 8)] * 3, "the last few tokens are read at once"
 
 
 def test_steps_of_a_prompt_alone_take_turns_with_those_of_answers(monkeypatch: pytest.MonkeyPatch) -> None:

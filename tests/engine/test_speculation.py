@@ -160,8 +160,9 @@ def test_prompts_get_what_the_target_leaves() -> None:
     assert prompt_rows(pace(0.01, 0.01), 0) == 128
     assert prompt_rows(pace(0.01, 0.001, prefill_chunk=20), 4) == 20
     adaptive = prompt_rows(pace(0.1, 0.01), 4)
-    assert adaptive == pytest.approx((5 * 0.14 - 0.1) / 0.01 - 4, abs=2), "five times a step without prompts"
-    assert prompt_rows(pace(0.01, 0.001), 1, n_prompts=4) > 3 * prompt_rows(pace(0.01, 0.001), 1), "more wait than read"
+    assert adaptive == pytest.approx((6 * 0.14 - 0.1) / 0.01 - 4, abs=2), "six times a step without prompts"
+    assert prompt_rows(pace(0.01, 0.0015), 1) == pytest.approx((0.25 - 0.01) / 0.0015, abs=2), "a step nobody feels"
+    assert prompt_rows(pace(0.01, 0.002), 1, n_prompts=4) > 3 * prompt_rows(pace(0.01, 0.002), 1), "more wait than read"
     assert prompt_rows(pace(0.01, 0.001, target_gap_s=0.05), 1, n_prompts=8) == pytest.approx(39, abs=1)
 
 
