@@ -21,7 +21,7 @@ help:  ## show this list
 
 install: $(STAMP)  ## make .venv and install everything (llama.cpp is compiled: 6 to 10 minutes, once); BACKEND=cuda, vulkan ... for a GPU
 
-$(STAMP): pyproject.toml $(if $(BACKEND)$(CMAKE_ARGS),FORCE)
+$(STAMP): pyproject.toml scripts/compile_flags.py scripts/install_llama.py $(if $(BACKEND)$(CMAKE_ARGS),FORCE)
 	@test -n "$(PYTHON)" || { echo "llm_local needs Python 3.11 or 3.12; none was found. Name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; exit 1; }
 	@test -z "$(BACKEND)" || $(PYTHON) scripts/compile_flags.py "$(BACKEND)" >/dev/null
 	@test -x $(BIN)/python || { echo "making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }

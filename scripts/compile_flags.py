@@ -33,6 +33,9 @@ PORTABLE_X86 = "x86-64-v3"
 
 CPUINFO = Path("/proc/cpuinfo")
 WITHOUT_AMX, WITHOUT_AVX512_FP16 = "-U__AMX_INT8__", "-mno-avx512fp16"
+CHOSEN_COMPILER = "-DCMAKE_CXX_COMPILER="
+RELEASE = "-DCMAKE_CXX_FLAGS_RELEASE=-O3 -DNDEBUG"
+"""CMake's own for releases. Ours come after them, so that the user's CXXFLAGS and CMAKE_CXX_FLAGS are kept."""
 
 # Configures AMX's tiles as llama.cpp does, and looks whether that is what they are.
 AMX_PROBE = """
@@ -75,7 +78,7 @@ def _cpu_flags(cpu: str, machine: str) -> list[str]:
     on_x86 = machine.lower() in ("x86_64", "amd64")
     if cpu == "native":
         without = left_out()
-        return ["-DGGML_NATIVE=ON", *([f"-DCMAKE_CXX_FLAGS={' '.join(without)}"] if without else [])]
+        return ["-DGGML_NATIVE=ON", *([" ".join([RELEASE, *without])] if without else [])]
     if cpu == "portable":
         # On ARM ggml then takes armv8-a, which every 64-bit ARM has.
         return _x86_flags(PORTABLE_X86) if on_x86 else ["-DGGML_NATIVE=OFF"]
@@ -96,9 +99,15 @@ def cpu_flags() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def left_out() -> list[str]:
-    """Return the compiler's options that leave out what this CPU has, but llama.cpp is better off without."""
-    return [*([WITHOUT_AMX] if amx_fails() else []), *([WITHOUT_AVX512_FP16] if avx512_fp16_is_used() else [])]
+def left_out() -> list[str] | None:
+    """Return the compiler's options that leave out what this CPU has, but llama.cpp is better off without.
+
+    None if that cannot be known, because no compiler can be run.
+    """
+    try:
+        return [*([WITHOUT_AMX] if amx_fails() else []), *([WITHOUT_AVX512_FP16] if avx512_fp16_is_used() else [])]
+    except OSError:
+        return None
 
 
 def avx512_fp16_is_used() -> bool:
@@ -106,19 +115,15 @@ def avx512_fp16_is_used() -> bool:
 
     llama.cpp then adds values up in steps of 128, and computes heads of 64 (Qwen2.5-0.5B, Llama-3.2-1B) value by value:
     four answers at 512 tokens take 1.5 times as long, at 2,048 tokens 2.4 times. Heads of 128 lose nothing without.
+
+    Raises:
+        OSError: there is no compiler.
     """
     if "avx512_fp16" not in cpu_flags():
         return False
-    show_macros = [*_compiler(), "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
-    try:
-        macros = subprocess.run(show_macros, capture_output=True, text=True, check=False).stdout
-    except OSError:
-        return False
-    return "__AVX512FP16__" in macros
-
-
-def _compiler() -> list[str]:
-    return shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    show_macros = [*_compiler(), "-march=native", "-dM", "-E", "-x", "c++", "-"]
+    shown = subprocess.run(show_macros, input="", capture_output=True, text=True, check=False)
+    return "__AVX512FP16__" in shown.stdout
 
 
 def amx_fails() -> bool:
@@ -126,6 +131,9 @@ def amx_fails() -> bool:
 
     GCC 12 hands over 8 of the 64 bytes that configure the tiles, and llama.cpp then ends with "illegal instruction"
     (its pull request 26954). Without AMX, AVX-512 computes the same, about as fast.
+
+    Raises:
+        OSError: there is no compiler.
     """
     if "amx_int8" not in cpu_flags():
         return False
@@ -133,13 +141,17 @@ def amx_fails() -> bool:
         source, program = Path(folder) / "probe.cpp", Path(folder) / "probe"
         source.write_text(AMX_PROBE)
         compile_it = [*_compiler(), "-O3", "-march=native", str(source), "-o", str(program)]
-        try:
-            if subprocess.run(compile_it, capture_output=True, check=False).returncode:
-                return True
-            return subprocess.run([str(program)], capture_output=True, check=False).returncode != 0
-        except OSError:
-            # (No compiler: what needs one says so.)
-            return False
+        if subprocess.run(compile_it, capture_output=True, check=False).returncode:
+            return True
+        return subprocess.run([str(program)], capture_output=True, check=False).returncode != 0
+
+
+def _compiler() -> list[str]:
+    """Return the C++ compiler that CMake will take."""
+    chosen = [one for one in shlex.split(os.environ.get("CMAKE_ARGS", "")) if one.startswith(CHOSEN_COMPILER)]
+    if chosen:
+        return [chosen[-1].removeprefix(CHOSEN_COMPILER)]
+    return shlex.split(os.environ.get("CXX", "")) or ["c++"]
 
 
 def _x86_flags(level: str) -> list[str]:

@@ -60,7 +60,7 @@ class Build:
 
 
 def wanted(requirement: str, installed: Build | None, backend: str, cmake_args: str, without: str) -> Build | None:
-    """Return what must be compiled, or None if that is there, or nothing was ever asked for.
+    """Return what must be compiled, or None if that is there, or nothing was ever asked for or is to be left out.
 
     Args:
         requirement: llama-cpp-python with its version.
@@ -82,8 +82,10 @@ def main() -> int:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirement = next(one for one in project["dependencies"] if one.startswith("llama-cpp-python"))
     installed = Build.read(RECORD.read_text()) if RECORD.is_file() else None
-    backend, cmake_args = os.environ.get("BACKEND", "").strip(), os.environ.get("CMAKE_ARGS", "").strip()
-    build = wanted(requirement, installed, backend, cmake_args, " ".join(left_out()))
+    backend, cmake_args = os.environ.get("BACKEND", "").strip(), " ".join(os.environ.get("CMAKE_ARGS", "").split())
+    without = left_out()
+    as_before = installed.without if installed else ""
+    build = wanted(requirement, installed, backend, cmake_args, as_before if without is None else " ".join(without))
     if build is None:
         return 0
     try:

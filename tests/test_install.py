@@ -157,7 +157,8 @@ def install(checkout: Path, *arguments: str) -> tuple[int, str, str]:
 def compiler(folder: Path, *, code: int = 0, program: int | None = 0) -> str:
     """Make a compiler that ends with a code, and whose programs end with another one; it makes none for None."""
     path = folder / "compiler"
-    makes = "" if program is None else f'printf "#!/bin/sh\\nexit {program}\\n" > "$last"; chmod +x "$last"\n'
+    makes = f'test "$last" = - || {{ printf "#!/bin/sh\\nexit {program}\\n" > "$last"; chmod +x "$last"; }}\n'
+    makes = "" if program is None else makes
     path.write_text(f"#!/bin/sh\nfor last; do :; done\n{makes}exit {code}\n")
     path.chmod(0o755)
     return str(path)
@@ -188,10 +189,8 @@ def test_amx_is_left_out_where_what_is_compiled_for_it_does_not_run(
     monkeypatch.setenv("CXX", compiler(tmp_path, code=compiles, program=runs))
     assert scripts[0].amx_fails() is fails
     native = scripts[0].flags("cpu", "native", "x86_64")
-    assert native == ["-DGGML_NATIVE=ON", *(["-DCMAKE_CXX_FLAGS=-U__AMX_INT8__"] if fails else [])]
+    assert native == ["-DGGML_NATIVE=ON", *([f"{scripts[0].RELEASE} -U__AMX_INT8__"] if fails else [])]
     assert "-U__AMX_INT8__" not in " ".join(scripts[0].flags("cpu", "portable", "x86_64"))
-    monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
-    assert scripts[0].amx_fails() is False
 
 
 @pytest.mark.parametrize(
@@ -216,11 +215,25 @@ def test_avx512_fp16_is_left_out_where_the_compiler_would_use_it(
     (tmp_path / "compiler").write_text(f"#!/bin/sh\necho '{macros}'\n")
     (tmp_path / "compiler").chmod(0o755)
     monkeypatch.setenv("CXX", str(tmp_path / "compiler"))
-    left_out = ["-DCMAKE_CXX_FLAGS=-mno-avx512fp16"] if used else []
+    left_out = [f"{scripts[0].RELEASE} -mno-avx512fp16"] if used else []
     assert scripts[0].flags("cpu", "native", "x86_64") == ["-DGGML_NATIVE=ON", *left_out]
     assert "avx512fp16" not in " ".join(scripts[0].flags("cpu", "x86-64-v4", "x86_64"))
     monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
+    monkeypatch.setenv("CMAKE_ARGS", f"-DX=1 '-DCMAKE_CXX_COMPILER={tmp_path / 'compiler'}'")
+    assert scripts[0].left_out() == (["-mno-avx512fp16"] if used else []), "CMake's compiler is asked"
+
+
+def test_without_a_compiler_nobody_can_say_what_is_to_be_left_out(
+    scripts: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(scripts[0], "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
+    for feature in ("amx_int8", "avx512_fp16"):
+        (tmp_path / "cpuinfo").write_text(f"flags : {feature}")
+        assert scripts[0].left_out() is None
     assert scripts[0].flags("cpu", "native", "x86_64") == ["-DGGML_NATIVE=ON"]
+    (tmp_path / "cpuinfo").write_text("flags : avx2")
+    assert scripts[0].left_out() == []
 
 
 def test_flags_with_spaces_are_quoted_as_they_are_read(
@@ -229,7 +242,7 @@ def test_flags_with_spaces_are_quoted_as_they_are_read(
     monkeypatch.setattr(scripts[0], "left_out", lambda: ["-mno-a", "-mno-b"])
     monkeypatch.setattr(sys, "argv", ["compile_flags.py", "cpu", "native"])
     assert scripts[0].main() == 0
-    assert shlex.split(capsys.readouterr().out) == ["-DGGML_NATIVE=ON", "-DCMAKE_CXX_FLAGS=-mno-a -mno-b"]
+    assert shlex.split(capsys.readouterr().out) == ["-DGGML_NATIVE=ON", f"{scripts[0].RELEASE} -mno-a -mno-b"]
 
 
 @pytest.mark.slow
@@ -243,11 +256,43 @@ def test_make_install_compiles_by_itself_where_what_pip_compiles_would_not_run(
     (checkout / "cache").write_text("/pips/cache\n")
     (checkout / ".venv/.installed").unlink()
     compiled = install(checkout)[2]
-    assert compiled.startswith("CMAKE_ARGS=-DGGML_NATIVE=ON -DCMAKE_CXX_FLAGS=-U__AMX_INT8__ ")
+    assert cmake_args(compiled) == ["-DGGML_NATIVE=ON", "-DCMAKE_CXX_FLAGS_RELEASE=-O3 -DNDEBUG -U__AMX_INT8__"]
     assert "--cache-dir /pips/cache/llm-local/" in compiled, "pip's own cache may have a wheel that does not run"
     (checkout / ".venv/.installed").unlink()
     assert install(checkout)[2] == ""
     assert "--no-cache-dir" in install(checkout, "BACKEND=vulkan")[2]
+
+
+def cmake_args(compiled: str) -> list[str]:
+    """Return what pip was given in CMAKE_ARGS, as scikit-build-core reads it."""
+    return shlex.split(compiled.removeprefix("CMAKE_ARGS=").partition(" scripts/with_clock.py")[0])
+
+
+@pytest.mark.slow
+def test_make_install_compiles_again_when_something_else_is_to_be_left_out(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (checkout / "cpuinfo").write_text("flags : amx_int8 avx512_fp16")
+    (checkout / "cache").write_text("/pips/cache\n")
+    monkeypatch.setenv("CXX", compiler(checkout, program=1))
+    assert cmake_args(install(checkout, "CMAKE_ARGS=-DX=1\n-DY=2")[2])[1:] == [
+        "-DCMAKE_CXX_FLAGS_RELEASE=-O3 -DNDEBUG -U__AMX_INT8__",
+        "-DX=1",
+        "-DY=2",
+    ]
+    assert install(checkout)[2] == "", "nothing changed"
+    program = checkout / "compiler"
+    program.write_text(program.read_text().removesuffix("exit 0\n") + "echo '#define __AVX512FP16__ 1'\nexit 0\n")
+    script = checkout / "scripts/compile_flags.py"
+    script.write_text(script.read_text() + "\n# A newer version of ours.\n")
+    assert cmake_args(install(checkout)[2])[1:] == [
+        "-DCMAKE_CXX_FLAGS_RELEASE=-O3 -DNDEBUG -U__AMX_INT8__ -mno-avx512fp16",
+        "-DX=1",
+        "-DY=2",
+    ]
+    monkeypatch.setenv("CXX", str(checkout / "no-such-compiler"))
+    script.write_text(script.read_text() + "\n# And a newer one.\n")
+    assert install(checkout)[2] == "", "nobody can say what is to be left out: what is installed stays"
 
 
 @pytest.mark.slow

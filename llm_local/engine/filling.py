@@ -19,7 +19,10 @@ FEW = 12
 """A sequence so many tokens behind catches up at once; more are read in parts, like a prompt."""
 
 MUCH_SHORTER = 2
-"""A prompt of which so many times as many tokens are left as of another one lets that one have half of the rows."""
+"""A prompt of which so many times as many tokens are left as of a later one lets that one have half of the rows."""
+
+NEXT_ROWS = 64
+"""Rows of prompts by whose places their cost is told: about what a step beside answers has of them."""
 
 ROW_GROUP = 4
 """Rows that the CPU's matrix kernels compute together: of 4, 5 and 8 rows, 5 cost nearly as much as 8."""
@@ -57,7 +60,7 @@ class Filling:
         works = (s.pending * row_work(s.computed, outputs=(not s.forced) / s.pending) for s in few)
         answers = Answers(len(few), sum(works))
         sooner = _sooner(prompts) if prompts else []
-        reading = {"position": _mean_position([*prompts[:1], *sooner[:1]]), "n_prompts": len(prompts)}
+        reading = {"position": _next_position(prompts, sooner), "n_prompts": len(prompts)}
         n_left = sum(sequence.pending for sequence in prompts)
         n_apart = self._pace.rows_apart(min(batch.n_max, n_left), answers, **reading) if few and prompts else 0
         self._prompts_turn = n_apart > 0 and not self._prompts_turn
@@ -67,8 +70,8 @@ class Filling:
             self._add_decodes(batch, few, answers, n_running=len(running), n_outputs=n_outputs)
         if prompts and (self._prompts_turn or not n_apart):
             n = n_apart or self._pace.prompt_rows(batch, answers, n_left, **reading)
-            shares = _shares(prompts, sooner, n)
-            self._add_prompts(batch, shares, whole=n >= self._pace.costs.tile > 0)
+            n_outputs = self._prompt_outputs - sum(part.sequence.n_guessed for part in batch.parts)
+            _add_prompts(batch, _shares(prompts, sooner, n, n_outputs), whole=n >= self._pace.costs.tile > 0)
 
     def _add_decodes(
         self, batch: Batch, few: list[Sequence], answers: Answers, *, n_running: int, n_outputs: int
@@ -99,17 +102,6 @@ class Filling:
             most = min(room // len(undecided), *(promised(sequence) for sequence in undecided))
             self._drafts.guess(undecided, work, answers, most)
 
-    def _add_prompts(self, batch: Batch, shares: list[tuple[Sequence, int]], *, whole: bool) -> None:
-        """Add rows of prompts: `whole` tiles as they are, fewer in even parts."""
-        outputs = self._prompt_outputs - sum(part.sequence.n_guessed for part in batch.parts)
-        for sequence, share in shares:
-            n = share if whole else _even_part(sequence.pending, share, batch.n_rows)
-            if sequence.wants_prompt_logits:
-                n = min(n, outputs)
-                outputs -= n
-            if n > 0:
-                batch.add(sequence, n)
-
 
 def _nearly_caught_up(running: SequenceOf[Sequence], room: int) -> list[Sequence]:
     """Return the sequences that are only a few tokens behind."""
@@ -139,21 +131,41 @@ def _sooner(prompts: list[Sequence]) -> list[Sequence]:
     return sorted((other for other in others if rank(other) <= (priority, pending // MUCH_SHORTER)), key=rank)
 
 
-def _mean_position(sequences: list[Sequence]) -> int:
-    return sum(sequence.computed for sequence in sequences) // max(len(sequences), 1)
+def _next_position(prompts: list[Sequence], sooner: list[Sequence]) -> int:
+    """Return where the prompts' next rows are, in the mean: that tells what they cost."""
+    shares = _shares(prompts, sooner, NEXT_ROWS, NEXT_ROWS) if prompts else []
+    return sum(n * sequence.computed for sequence, n in shares) // max(sum(n for _, n in shares), 1)
 
 
-def _shares(prompts: list[Sequence], sooner: list[Sequence], room: int) -> list[tuple[Sequence, int]]:
-    """Share the rows out: half to the oldest prompt, so that it is not starved, or all if none is read beside it."""
+def _shares(prompts: list[Sequence], sooner: list[Sequence], room: int, n_outputs: int) -> list[tuple[Sequence, int]]:
+    """Share rows out: half to the oldest prompt, so that it is not starved, or all if none is read beside it.
+
+    Args:
+        prompts: oldest first.
+        sooner: of them, those that are read beside the oldest; see `_sooner`.
+        room: rows of all.
+        n_outputs: rows of those that want logits of their prompt.
+    """
     oldest = prompts[0]
-    shares = {oldest: min(oldest.pending, room - room // 2)}
-    left = room - shares[oldest]
-    for sequence in [*sooner, *(prompt for prompt in prompts if prompt not in sooner)]:
-        share = shares.get(sequence, 0)
-        n = min(sequence.pending - share, left)
-        shares[sequence] = share + n
-        left -= n
+    shares = dict.fromkeys(prompts, 0)
+    turns = [(oldest, room - room // 2)]
+    turns += [(sequence, room) for sequence in [*sooner, *(prompt for prompt in prompts if prompt not in sooner)]]
+    for sequence, most in turns:
+        n = min(sequence.pending - shares[sequence], most, room)
+        if sequence.wants_prompt_logits:
+            n = min(n, n_outputs)
+            n_outputs -= n
+        shares[sequence] += n
+        room -= n
     return list(shares.items())
+
+
+def _add_prompts(batch: Batch, shares: list[tuple[Sequence, int]], *, whole: bool) -> None:
+    """Add rows of prompts: `whole` tiles as they are, fewer in even parts."""
+    for sequence, share in shares:
+        n = share if whole else _even_part(sequence.pending, share, batch.n_rows)
+        if n > 0:
+            batch.add(sequence, n)
 
 
 def _even_part(n: int, room: int, n_rows: int) -> int:

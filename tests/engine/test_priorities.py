@@ -150,6 +150,8 @@ def test_a_short_prompt_does_not_wait_for_a_long_one_before_it() -> None:
 class Prompt:
     pending: int
     request: SimpleNamespace
+    computed: int = 0
+    wants_prompt_logits: bool = False
 
 
 @pytest.mark.parametrize(
@@ -174,21 +176,40 @@ def test_prompt_rows_go_to_the_oldest_and_half_of_them_to_much_shorter_and_more_
     prompts: list[tuple[int, int]], room: int, shares: list[int]
 ) -> None:
     sequences: list[Any] = [Prompt(pending, SimpleNamespace(priority=priority)) for pending, priority in prompts]
-    got = dict(filling._shares(sequences, filling._sooner(sequences), room))
+    got = dict(filling._shares(sequences, filling._sooner(sequences), room, 0))
     assert [got[sequence] for sequence in sequences] == shares
 
 
-def test_what_a_step_of_prompts_costs_is_asked_where_the_oldest_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_prompt_that_wants_logits_cannot_have_is_the_next_ones() -> None:
+    prompts: list[Any] = [Prompt(n, SimpleNamespace(priority=0), wants_prompt_logits=n == 300) for n in (300, 290)]
+    assert filling._shares(prompts, [], 32, 10) == [(prompts[0], 10), (prompts[1], 22)]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "position"),
+    [
+        ([(300, 5000), (300, 0)], 5000),
+        ([(32, 0), (300, 8000)], 4000),
+        ([(300, 5000), (100, 0)], 2500),
+        ([(8, 40), (8, 80)], 60),
+    ],
+)
+def test_what_prompts_cost_is_asked_where_their_next_rows_are(prompts: list[tuple[int, int]], position: int) -> None:
+    sequences: list[Any] = [Prompt(pending, SimpleNamespace(priority=0), computed) for pending, computed in prompts]
+    assert filling._next_position(sequences, filling._sooner(sequences)) == position
+
+
+def test_steps_know_where_the_prompts_are_that_they_read(monkeypatch: pytest.MonkeyPatch) -> None:
     positions: list[int] = []
     monkeypatch.setattr(Pace, "prompt_rows", lambda self, *_, position, **__: positions.append(position) or 8)
 
     async def scenario() -> None:
-        async with running(FakeBackend(n_ctx=512, n_batch=64), window=200) as engine:
-            prompts = [tuple(range(first, first + 80)) for first in (0, 80, 160)]
+        async with running(FakeBackend(n_ctx=1024, n_batch=64), window=300) as engine:
+            prompts = [tuple((first + n) % 250 for n in range(200)) for first in (0, 80, 160)]
             await asyncio.gather(*(collect(engine.submit([request(prompt, 1)])) for prompt in prompts))
 
     asyncio.run(scenario())
-    assert positions == [*range(0, 72, 8)] * 3, "the last few tokens are read at once"
+    assert positions[:16] == [*range(0, 128, 8)], "not the mean of those that wait"
 
 
 def test_steps_of_a_prompt_alone_take_turns_with_those_of_answers(monkeypatch: pytest.MonkeyPatch) -> None:
