@@ -11,7 +11,6 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
-import numpy.typing as npt
 
 from llm_local.engine.backend import Logits, NoRoom
 from llm_local.engine.batch import Rows
@@ -23,6 +22,7 @@ from llm_local.llama.device_sampling import DeviceSampling, check
 from llm_local.llama.fingerprint import fingerprint
 from llm_local.llama.logs import native_log
 from llm_local.llama.model import LlamaModel
+from llm_local.llama.native_batch import NativeBatch
 from llm_local.llama.row_costs import row_costs
 from llm_local.llama.sampler import LlamaSampler, row_logits
 from llm_local.llama.threads import ContextThreads
@@ -81,32 +81,6 @@ FLASH_ATTENTION = {
     "on": llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
     "off": llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED,
 }
-
-
-class NativeBatch:
-    """A `llama_batch` whose arrays are numpy's, so that filling it is four copies. Each row is in one sequence."""
-
-    def __init__(self, n_max: int) -> None:
-        self.tokens = np.zeros(n_max, np.int32)
-        self.positions = np.zeros(n_max, np.int32)
-        self.slots = np.zeros(n_max, np.int32)
-        self.outputs = np.zeros(n_max, np.int8)
-        self._n_slots = np.ones(n_max, np.int32)
-        row_bytes = self.slots.itemsize
-        self._slot_pointers = self.slots.ctypes.data + row_bytes * np.arange(n_max, dtype=np.uintp)
-        self.native = llama_cpp.llama_batch(
-            n_tokens=0,
-            token=_pointer(self.tokens, llama_cpp.llama_token),
-            embd=None,
-            pos=_pointer(self.positions, llama_cpp.llama_pos),
-            n_seq_id=_pointer(self._n_slots, ctypes.c_int32),
-            seq_id=_pointer(self._slot_pointers, ctypes.POINTER(llama_cpp.llama_seq_id)),
-            logits=_pointer(self.outputs, ctypes.c_int8),
-        )
-
-
-def _pointer(array: npt.NDArray[Any], kind: Any) -> Any:
-    return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
 
 
 def new_context(model: LlamaModel, params: Any, what: str) -> Any:

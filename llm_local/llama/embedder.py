@@ -19,8 +19,9 @@ import numpy as np
 
 from llm_local.engine.types import Token
 from llm_local.errors import DecodeFailed, LLMLocalError
-from llm_local.llama.backend import NativeBatch, new_context
+from llm_local.llama.backend import new_context
 from llm_local.llama.model import LlamaModel
+from llm_local.llama.native_batch import NativeBatch
 from llm_local.llama.pooling import NATIVE_POOLING, Pooling, Sum, Vector, gguf_pooling, normalized, pooled
 from llm_local.llama.threads import ContextThreads
 
