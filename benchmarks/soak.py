@@ -5,8 +5,9 @@
 
 Chats, conversations, JSON by a schema, predictions, urgent asides and embeddings, in Russian and English; one answer in
 ten is left in the middle. A line a minute: requests, errors, resident memory without idle prefixes (they have a limit,
-`LLM_HOST_CACHE_MB`, and fill it in time) and those. At the end no sequence may be open, and as many requests as the
-server runs together must be answered. Exit code 1 when something of that does not hold.
+`LLM_HOST_CACHE_MB`, and fill it in time) and those. At the end no sequence may be open, and as many answers as the
+server runs together (`LLM_PARALLEL`) must speak before the first of them ends. Exit code 1 when something of that does
+not hold, or a request failed.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ QUESTIONS = [
     "What would you measure first if a service became twice as slow overnight?",
 ]
 SYSTEM = "Ты вежливый интервьюер. Отвечай коротко и по делу. " * 12
+GOOD = ("left", "whole 200", "embeddings 200", "stream 200 done")
 SCHEMA = {
     "type": "object",
     "properties": {"reply": {"type": "string", "maxLength": 80}, "score": {"type": "integer"}},
@@ -130,20 +132,40 @@ class Soak:
                 if n_open == 0:
                     break
                 await asyncio.sleep(0.3)
-            simple = {"messages": [{"role": "user", "content": "1"}], "max_tokens": 4}
-            answers = await asyncio.gather(
-                *[http.post("/v1/chat/completions", json=simple) for _ in range(self.args.clients)]
+            limit = int(
+                float((await http.get("/metrics")).text.split("\nllm_local_sequences_running_limit ")[1].split()[0])
             )
+            n_together = await together(http, limit)
         third = len(self.memory) // 3
         early, late = (
             statistics.median(part) for part in (self.memory[third : 2 * third + 1], self.memory[-third - 1 :])
         )
-        bad = [name for name in self.counts if name.startswith("error") or "cut" in name]
+        bad = {name: n for name, n in self.counts.items() if name not in GOOD}
         print(
-            f"open at the end {n_open:.0f}, answered {[a.status_code for a in answers]}, "
-            f"MB {early:.1f} -> {late:.1f}, bad: {bad}"
+            f"open at the end {n_open:.0f}, together {n_together} of {limit}, MB {early:.1f} -> {late:.1f}, bad: {bad}"
         )
-        return n_open == 0 and all(a.status_code == 200 for a in answers) and late - early < 20 and not bad
+        return n_open == 0 and n_together == limit and late - early < 20 and not bad
+
+
+async def together(http: httpx.AsyncClient, n: int) -> int:
+    """Ask for `n` answers at once; return how many of them have begun before any has ended."""
+    ended, n_begun, most = asyncio.Event(), 0, 0
+    request = {"messages": [{"role": "user", "content": "1"}], "max_tokens": 200, "ignore_eos": True, "stream": True}
+
+    async def one() -> None:
+        nonlocal n_begun, most
+        begun = False
+        async with http.stream("POST", "/v1/chat/completions", json=request) as answer:
+            async for line in answer.aiter_lines():
+                if not begun and '"content":"' in line and '"content":""' not in line:
+                    begun, n_begun = True, n_begun + 1
+                    most = most if ended.is_set() else n_begun
+                if begun and n_begun == n:
+                    break
+        ended.set()
+
+    await asyncio.gather(*[one() for _ in range(n)])
+    return most
 
 
 def resident_mb(pid: int) -> float:

@@ -32,6 +32,7 @@ X86_LEVELS = {"x86-64-v2": 1, "x86-64-v3": 6, "x86-64-v4": 7}
 PORTABLE_X86 = "x86-64-v3"
 
 CPUINFO = Path("/proc/cpuinfo")
+INSTRUCTIONS = ("sse", "ssse", "avx", "amx", "bmi", "fma", "f16c", "asimd", "sve", "i8mm", "bf16", "fphp")
 WITHOUT_AMX, WITHOUT_AVX512_FP16 = "-U__AMX_INT8__", "-mno-avx512fp16"
 CHOSEN_COMPILER = "-DCMAKE_CXX_COMPILER="
 RELEASE = "-DCMAKE_CXX_FLAGS_RELEASE=-O3 -DNDEBUG"
@@ -58,26 +59,27 @@ int main() {
 """
 
 
-def flags(backend: str, cpu: str, machine: str) -> list[str]:
+def flags(backend: str, cpu: str, machine: str, cmake_args: str | None = None) -> list[str]:
     """Return the flags.
 
     Args:
         backend: one of BACKENDS.
         cpu: native, portable, one of X86_LEVELS, or an ARM architecture such as armv8.2-a+dotprod.
         machine: `platform.machine()` of where the result runs.
+        cmake_args: what CMake gets besides; None: CMAKE_ARGS of the environment.
 
     Raises:
         ValueError: an unknown name, or instructions of another kind of machine.
     """
     if backend not in BACKENDS:
         raise ValueError(f"unknown BACKEND {backend!r}; there are {', '.join(BACKENDS)}")
-    return [*BACKENDS[backend], *_cpu_flags(cpu, machine)]
+    return [*BACKENDS[backend], *_cpu_flags(cpu, machine, cmake_args)]
 
 
-def _cpu_flags(cpu: str, machine: str) -> list[str]:
+def _cpu_flags(cpu: str, machine: str, cmake_args: str | None) -> list[str]:
     on_x86 = machine.lower() in ("x86_64", "amd64")
     if cpu == "native":
-        without = left_out()
+        without = left_out(cmake_args)
         return ["-DGGML_NATIVE=ON", *([" ".join([RELEASE, *without])] if without else [])]
     if cpu == "portable":
         # On ARM ggml then takes armv8-a, which every 64-bit ARM has.
@@ -99,18 +101,28 @@ def cpu_flags() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def left_out() -> list[str] | None:
+def instructions() -> str:
+    """Return those of `cpu_flags` that a compiler makes use of: the others change with the kernel."""
+    return " ".join(sorted(flag for flag in cpu_flags().split() if flag.startswith(INSTRUCTIONS)))
+
+
+def left_out(cmake_args: str | None = None) -> list[str] | None:
     """Return the compiler's options that leave out what this CPU has, but llama.cpp is better off without.
 
     None if that cannot be known, because no compiler can be run.
+
+    Args:
+        cmake_args: what CMake gets, perhaps a compiler; None: CMAKE_ARGS of the environment.
     """
+    compiler = _compiler(os.environ.get("CMAKE_ARGS", "") if cmake_args is None else cmake_args)
     try:
-        return [*([WITHOUT_AMX] if amx_fails() else []), *([WITHOUT_AVX512_FP16] if avx512_fp16_is_used() else [])]
+        found = {WITHOUT_AMX: amx_fails(compiler), WITHOUT_AVX512_FP16: avx512_fp16_is_used(compiler)}
     except OSError:
         return None
+    return [option for option, is_needed in found.items() if is_needed]
 
 
-def avx512_fp16_is_used() -> bool:
+def avx512_fp16_is_used(compiler: list[str]) -> bool:
     """Tell whether what is compiled here for this CPU would use AVX512-FP16 (Intel's since 2023).
 
     llama.cpp then adds values up in steps of 128, and computes heads of 64 (Qwen2.5-0.5B, Llama-3.2-1B) value by value:
@@ -121,12 +133,12 @@ def avx512_fp16_is_used() -> bool:
     """
     if "avx512_fp16" not in cpu_flags():
         return False
-    show_macros = [*_compiler(), "-march=native", "-dM", "-E", "-x", "c++", "-"]
+    show_macros = [*compiler, "-march=native", "-dM", "-E", "-x", "c++", "-"]
     shown = subprocess.run(show_macros, input="", capture_output=True, text=True, check=False)
     return "__AVX512FP16__" in shown.stdout
 
 
-def amx_fails() -> bool:
+def amx_fails(compiler: list[str]) -> bool:
     """Tell whether this CPU has AMX (Intel's since 2023), but what is compiled here for it cannot use it.
 
     GCC 12 hands over 8 of the 64 bytes that configure the tiles, and llama.cpp then ends with "illegal instruction"
@@ -140,15 +152,15 @@ def amx_fails() -> bool:
     with tempfile.TemporaryDirectory() as folder:
         source, program = Path(folder) / "probe.cpp", Path(folder) / "probe"
         source.write_text(AMX_PROBE)
-        compile_it = [*_compiler(), "-O3", "-march=native", str(source), "-o", str(program)]
+        compile_it = [*compiler, "-O3", "-march=native", str(source), "-o", str(program)]
         if subprocess.run(compile_it, capture_output=True, check=False).returncode:
             return True
         return subprocess.run([str(program)], capture_output=True, check=False).returncode != 0
 
 
-def _compiler() -> list[str]:
+def _compiler(cmake_args: str) -> list[str]:
     """Return the C++ compiler that CMake will take."""
-    chosen = [one for one in shlex.split(os.environ.get("CMAKE_ARGS", "")) if one.startswith(CHOSEN_COMPILER)]
+    chosen = [one for one in shlex.split(cmake_args) if one.startswith(CHOSEN_COMPILER)]
     if chosen:
         return [chosen[-1].removeprefix(CHOSEN_COMPILER)]
     return shlex.split(os.environ.get("CXX", "")) or ["c++"]

@@ -14,10 +14,11 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from compile_flags import BACKENDS, cpu_flags, flags, left_out
+from compile_flags import BACKENDS, flags, instructions, left_out
 
 ROOT = Path(__file__).parent.parent
 RECORD = Path(sys.prefix) / ".built-for"
@@ -41,39 +42,54 @@ class Build:
         backend: one of BACKENDS.
         cmake_args: what the user adds.
         without: options of the compiler that leave out what this CPU has, `left_out` at that time.
+        cpu: of what the CPU has, a few digits; empty where that is not known.
     """
 
     requirement: str
     backend: str
     cmake_args: str = ""
     without: str = ""
+    cpu: str = ""
 
     @classmethod
     def read(cls, text: str) -> Build | None:
         """Return what a record says, or None if it is not one of ours."""
-        line, _, without = text.partition("\n")
-        parts = line.strip().split(" ", 2)
-        return cls(*parts, without=without.strip()) if len(parts) >= 2 and parts[1] in BACKENDS else None
+        line, without, cpu, *_ = [*(part.strip() for part in text.split("\n")), "", ""]
+        parts = line.split(" ", 2)
+        return cls(*parts, without=without, cpu=cpu) if len(parts) >= 2 and parts[1] in BACKENDS else None
 
     def __str__(self) -> str:
-        return f"{self.requirement} {self.backend} {self.cmake_args}".strip() + f"\n{self.without}".rstrip()
+        return f"{self.requirement} {self.backend} {self.cmake_args}".strip() + f"\n{self.without}\n{self.cpu}".rstrip()
 
 
-def wanted(requirement: str, installed: Build | None, backend: str, cmake_args: str, without: str) -> Build | None:
+def wanted(
+    requirement: str,
+    installed: Build | None,
+    backend: str,
+    cmake_args: str,
+    *,
+    cpu: str,
+    leave_out: Callable[[str], list[str] | None],
+) -> Build | None:
     """Return what must be compiled, or None if that is there, or nothing was ever asked for or is to be left out.
 
     Args:
         requirement: llama-cpp-python with its version.
         installed: what was compiled here before, if anything was.
         backend, cmake_args: what is asked for; empty: as installed.
-        without: what the compiler is to leave out.
+        cpu: of what the CPU has, a few digits: what was compiled on another one may not run here.
+        leave_out: returns what the compiler is to leave out, given CMake's arguments; None: nobody can say.
     """
-    if installed is None and not (backend or cmake_args or without):
-        return None
     before = installed or Build("", DEFAULT_BACKEND)
-    backend = backend or before.backend
-    kept = before.cmake_args if backend == before.backend else ""
-    build = Build(requirement, backend, cmake_args or kept, without)
+    kept = before.cmake_args if backend in ("", before.backend) else ""
+    build = Build(requirement, backend or before.backend, cmake_args or kept, before.without, cpu)
+    if (without := leave_out(build.cmake_args)) is not None:
+        build = replace(build, without=" ".join(without))
+    if installed is None and not (backend or cmake_args or build.without):
+        return None
+    # Where one of both CPUs is not known (records of earlier versions), they are taken for the same.
+    if installed is not None and not (installed.cpu and cpu):
+        installed = replace(installed, cpu=cpu)
     return None if build == installed else build
 
 
@@ -83,13 +99,13 @@ def main() -> int:
     requirement = next(one for one in project["dependencies"] if one.startswith("llama-cpp-python"))
     installed = Build.read(RECORD.read_text()) if RECORD.is_file() else None
     backend, cmake_args = os.environ.get("BACKEND", "").strip(), " ".join(os.environ.get("CMAKE_ARGS", "").split())
-    without = left_out()
-    as_before = installed.without if installed else ""
-    build = wanted(requirement, installed, backend, cmake_args, as_before if without is None else " ".join(without))
+    cpu = hashlib.sha256(instructions().encode()).hexdigest()[:12] if instructions() else ""
+    build = wanted(requirement, installed, backend, cmake_args, cpu=cpu, leave_out=left_out)
     if build is None:
         return 0
     try:
-        cmake_args = f"{shlex.join(flags(build.backend, 'native', platform.machine()))} {build.cmake_args}".strip()
+        native = flags(build.backend, "native", platform.machine(), build.cmake_args)
+        cmake_args = f"{shlex.join(native)} {build.cmake_args}".strip()
     except ValueError as error:
         print(f"install_llama: error: {error}", file=sys.stderr)
         return 2
@@ -118,7 +134,7 @@ def _cache(build: Build, cmake_args: str) -> list[str]:
     folder = subprocess.run(where, capture_output=True, text=True, check=False).stdout.strip()
     if build.backend != DEFAULT_BACKEND or not folder:
         return ["--no-cache-dir"]
-    key = hashlib.sha256(f"{cmake_args} {cpu_flags()}".encode()).hexdigest()[:12]
+    key = hashlib.sha256(f"{cmake_args} {instructions()}".encode()).hexdigest()[:12]
     return ["--cache-dir", str(Path(folder) / "llm-local" / key)]
 
 

@@ -85,7 +85,7 @@ def test_it_is_compiled_again_when_what_is_asked_for_changed(
     scripts: tuple[ModuleType, ModuleType], installed: str | None, backend: str, cmake_args: str, compiled: str | None
 ) -> None:
     build = scripts[1].Build.read(f"{LLAMA} {installed}\n") if installed else None
-    found = scripts[1].wanted(LLAMA, build, backend, cmake_args, "")
+    found = scripts[1].wanted(LLAMA, build, backend, cmake_args, cpu="", leave_out=lambda _: [])
     assert (str(found) if found else None) == (f"{LLAMA} {compiled}" if compiled else None)
 
 
@@ -103,13 +103,39 @@ def test_it_is_compiled_again_when_something_else_is_left_out(
     scripts: tuple[ModuleType, ModuleType], installed: str | None, without: str, compiled: str | None
 ) -> None:
     build = scripts[1].Build.read(f"{LLAMA} {installed}\n") if installed else None
-    found = scripts[1].wanted(LLAMA, build, "", "", without)
+    found = scripts[1].wanted(LLAMA, build, "", "", cpu="", leave_out=lambda _: without.split())
     assert (str(found) if found else None) == (f"{LLAMA} {compiled}" if compiled else None)
 
 
 def test_another_version_is_compiled_for_the_same_backend(scripts: tuple[ModuleType, ModuleType]) -> None:
     old = scripts[1].Build.read("llama-cpp-python==0.9 vulkan -DX=1")
-    assert str(scripts[1].wanted(LLAMA, old, "", "", "")) == f"{LLAMA} vulkan -DX=1"
+    new = scripts[1].wanted(LLAMA, old, "", "", cpu="", leave_out=lambda _: [])
+    assert str(new) == f"{LLAMA} vulkan -DX=1"
+
+
+def test_what_another_cpu_compiled_is_compiled_again(scripts: tuple[ModuleType, ModuleType]) -> None:
+    def compiled(record: str, cpu: str) -> str:
+        build = scripts[1].Build.read(f"{LLAMA} {record}")
+        return str(scripts[1].wanted(LLAMA, build, "cpu", "", cpu=cpu, leave_out=lambda _: []))
+
+    assert compiled("cpu\n\nold", "new") == f"{LLAMA} cpu\n\nnew"
+    assert compiled("cpu\n\nold", "old") == "None"
+    assert compiled("cpu", "new") == "None", "a record of an earlier version does not name the CPU"
+    assert compiled("cpu\n\nold", "") == "None", "elsewhere than on Linux it is not known"
+
+
+def test_the_compiler_that_was_chosen_once_is_asked_again(scripts: tuple[ModuleType, ModuleType]) -> None:
+    asked: list[str] = []
+
+    def leave_out(cmake_args: str) -> list[str] | None:
+        asked.append(cmake_args)
+        return None
+
+    old = scripts[1].Build.read(f"{LLAMA} cpu -DCMAKE_CXX_COMPILER=clang++\n-mno-a")
+    assert scripts[1].wanted(LLAMA, old, "", "", cpu="", leave_out=leave_out) is None
+    assert asked == ["-DCMAKE_CXX_COMPILER=clang++"]
+    assert scripts[1].wanted(LLAMA, old, "cuda", "-DX=1", cpu="", leave_out=leave_out).without == "-mno-a"
+    assert asked[1:] == ["-DX=1"]
 
 
 @pytest.fixture
@@ -187,7 +213,7 @@ def test_amx_is_left_out_where_what_is_compiled_for_it_does_not_run(
         (tmp_path / "cpuinfo").write_text(cpu)
     monkeypatch.setattr(scripts[0], "CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setenv("CXX", compiler(tmp_path, code=compiles, program=runs))
-    assert scripts[0].amx_fails() is fails
+    assert scripts[0].left_out() == (["-U__AMX_INT8__"] if fails else [])
     native = scripts[0].flags("cpu", "native", "x86_64")
     assert native == ["-DGGML_NATIVE=ON", *([f"{scripts[0].RELEASE} -U__AMX_INT8__"] if fails else [])]
     assert "-U__AMX_INT8__" not in " ".join(scripts[0].flags("cpu", "portable", "x86_64"))
@@ -221,6 +247,9 @@ def test_avx512_fp16_is_left_out_where_the_compiler_would_use_it(
     monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
     monkeypatch.setenv("CMAKE_ARGS", f"-DX=1 '-DCMAKE_CXX_COMPILER={tmp_path / 'compiler'}'")
     assert scripts[0].left_out() == (["-mno-avx512fp16"] if used else []), "CMake's compiler is asked"
+    monkeypatch.setenv("CMAKE_ARGS", "")
+    other = f"'-DCMAKE_CXX_COMPILER={tmp_path / 'compiler'}'"
+    assert scripts[0].left_out(other) == (["-mno-avx512fp16"] if used else []), "CMake's compiler of an earlier install"
 
 
 def test_without_a_compiler_nobody_can_say_what_is_to_be_left_out(
@@ -239,7 +268,7 @@ def test_without_a_compiler_nobody_can_say_what_is_to_be_left_out(
 def test_flags_with_spaces_are_quoted_as_they_are_read(
     scripts: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(scripts[0], "left_out", lambda: ["-mno-a", "-mno-b"])
+    monkeypatch.setattr(scripts[0], "left_out", lambda cmake_args: ["-mno-a", "-mno-b"])
     monkeypatch.setattr(sys, "argv", ["compile_flags.py", "cpu", "native"])
     assert scripts[0].main() == 0
     assert shlex.split(capsys.readouterr().out) == ["-DGGML_NATIVE=ON", f"{scripts[0].RELEASE} -mno-a -mno-b"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import re
 import ssl
@@ -17,6 +18,7 @@ from llm_local.bench.http import ClosedEarly, Connection, NotHttp
 TEXT = re.compile(rb'"(?:content|reasoning(?:_content)?|text|arguments)":\s*"(?!")')
 """A chunk that carries text; parsing each one as JSON would cost more than the rest of the client."""
 USAGE = re.compile(rb'"usage":\s*\{')
+"""A chunk that may carry the counts; some servers put them into each chunk, some into a field of their own."""
 FINISH = re.compile(rb'"finish_reason":\s*"(\w+)"')
 FINGERPRINT = re.compile(rb'"system_fingerprint":\s*"([^"]{1,80})"')
 VECTOR = re.compile(rb'"embedding":\s*[\["]')
@@ -149,7 +151,9 @@ class Client:
         except (NotHttp, ValueError):
             answer.error = "not understood"
         except OSError as error:
-            answer.error = f"connection {(error.strerror or type(error).__name__).lower()}"
+            # Where a name has several addresses, asyncio has one error for all of them, with the codes in its text.
+            refused = f"[Errno {errno.ECONNREFUSED}]" in str(error)
+            answer.error = "refused" if refused else f"connection {(error.strerror or type(error).__name__).lower()}"
         answer.end_s = time.perf_counter()
 
     async def _exchange(self, data: bytes, answer: Answer, read: Callable[..., Any]) -> None:
@@ -186,7 +190,7 @@ class Client:
     async def _read_stream(self, connection: Connection, headers: dict[str, str], answer: Answer) -> None:
         if "text/event-stream" not in headers.get("content-type", ""):
             raise NotHttp
-        rest, done, usage = b"", False, b""
+        rest, done, usage = b"", False, list[bytes]()
         async for piece in connection.body(headers):
             now = time.perf_counter()
             if answer.leave_after is not None and len(answer.chunk_times) >= answer.leave_after:
@@ -203,7 +207,7 @@ class Client:
                 elif line[5:].lstrip().startswith(b'{"error"'):
                     answer.error = f"stream {_error_code(line[5:])}".strip()
                 if USAGE.search(line):
-                    usage = line
+                    usage.append(line)
                 if finish := FINISH.search(line):
                     answer.finish = finish[1].decode()
         if not (done or answer.error):
@@ -227,22 +231,36 @@ def _note_text(answer: Answer, now: float) -> None:
         answer.chunk_times.append(now)
 
 
-def _note_usage(answer: Answer, line: bytes) -> None:
-    last = line or (answer.lines[-1] if answer.lines else b"")
-    if found := FINGERPRINT.search(last):
-        answer.fingerprint = found[1].decode("utf-8", "replace")
-    if not line:
+def _note_usage(answer: Answer, lines: list[bytes]) -> None:
+    """Take the counts of the last line that has them; `lines` may have some."""
+    for last in [*lines[-1:], *answer.lines[-1:]]:
+        if found := FINGERPRINT.search(last):
+            answer.fingerprint = found[1].decode("utf-8", "replace")
+            break
+    chunks = (json.loads(line[5:]) for line in reversed(lines))
+    usage = next((chunk["usage"] for chunk in chunks if isinstance(_at(chunk, "usage"), dict)), None)
+    if usage is None:
         # A server without usage: one token a chunk is the best guess, and the table says so.
         answer.output_tokens = len(answer.lines)
         return
-    usage = json.loads(line[5:])["usage"]
     answer.has_usage = True
-    answer.prompt_tokens = usage.get("prompt_tokens", 0)
-    answer.output_tokens = usage.get("completion_tokens", 0)
-    answer.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    details = usage.get("completion_tokens_details") or {}
-    answer.accepted_tokens = details.get("accepted_prediction_tokens") or 0
-    answer.rejected_tokens = details.get("rejected_prediction_tokens") or 0
+    answer.prompt_tokens = _count(usage, "prompt_tokens")
+    answer.output_tokens = _count(usage, "completion_tokens")
+    answer.cached_tokens = _count(usage, "prompt_tokens_details", "cached_tokens")
+    answer.accepted_tokens = _count(usage, "completion_tokens_details", "accepted_prediction_tokens")
+    answer.rejected_tokens = _count(usage, "completion_tokens_details", "rejected_prediction_tokens")
+
+
+def _at(value: Any, *path: str) -> Any:
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _count(usage: Any, *path: str) -> int:
+    """Return a count, 0 where the server has none."""
+    found = _at(usage, *path)
+    return found if isinstance(found, int) else 0
 
 
 def _content(line: bytes) -> str:

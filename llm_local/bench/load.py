@@ -33,11 +33,13 @@ class Site:
     random: Random = field(default_factory=lambda: Random(0))
     answers: list[tuple[Request, Answer]] = field(default_factory=list)
 
-    async def send(self, request: Request, *, due_s: float = 0.0, answer: Answer | None = None) -> Answer:
+    async def send(
+        self, request: Request, *, due_s: float = 0.0, answer: Answer | None = None, may_leave: bool = True
+    ) -> Answer:
         """Send a request and keep its answer; `due_s` is when it should have been sent, if that was earlier."""
         answer = answer or Answer()
         answer.due_s = due_s
-        if self.random.random() < self.leave:
+        if may_leave and self.random.random() < self.leave:
             answer.leave_after = self.random.randrange(LEAVES_WITHIN)
         self.answers.append((request, answer))
         await self.client.send(request, answer)

@@ -32,7 +32,7 @@ class Round:
     resident_mb: float
     without_usage: int
     samples: list[dict[str, Any]]
-    """Each answer: group, due, TTFT and end to end in seconds, tokens, what went wrong."""
+    """Each answer: group, TTFT and end to end in seconds from when it was due, tokens, what went wrong."""
 
 
 @dataclass(slots=True)
@@ -128,9 +128,9 @@ def summarize(server: Server, sent: list[tuple[Request, Answer]], seconds: float
     _check(sent)
     answers = [answer for _, answer in sent]
     names = list(dict.fromkeys(answer.group for answer in answers))
-    groups = {name: _figures([answer for answer in answers if answer.group == name], seconds) for name in names}
+    groups = {name: _figures([pair for pair in sent if pair[1].group == name], seconds) for name in names}
     if together and len(names) > 1:
-        groups[ALL] = _figures(answers, seconds)
+        groups[ALL] = _figures(sent, seconds)
     done = [answer for answer in answers if answer.end_s]
     return Round(
         seconds=seconds,
@@ -138,7 +138,7 @@ def summarize(server: Server, sent: list[tuple[Request, Answer]], seconds: float
         errors=dict(Counter(answer.error for answer in done if answer.error)),
         invalid=dict(Counter(answer.invalid for answer in done if answer.invalid)),
         n_answers=len(done),
-        n_left=len(answers) - len(done),
+        n_left=sum(1 for answer in answers if answer.leave_after is not None and not answer.end_s),
         resident_mb=resident_mb(server.pid) if server.pid else math.nan,
         without_usage=sum(1 for answer in done if not (answer.error or answer.has_usage)),
         samples=[_sample(answer) for answer in done],
@@ -151,12 +151,15 @@ def _check(sent: list[tuple[Request, Answer]]) -> None:
             answer.invalid = "cut by max_tokens" if answer.finish == "length" else request.check(answer.text) or ""
 
 
-def _figures(answers: list[Answer], seconds: float) -> Figures:
+def _figures(sent: list[tuple[Request, Answer]], seconds: float) -> Figures:
+    answers = [answer for _, answer in sent]
     fine = [answer for answer in answers if answer.end_s and not answer.error]
+    # 0 where all failed, which is a figure; nan where such a thing was not asked for.
+    failed = {bool(request.body.get("stream")) for request, answer in sent if answer.error}
     figures = {
-        "tok_s": sum(answer.output_tokens for answer in fine) / seconds or math.nan,
+        "tok_s": sum(answer.output_tokens for answer in fine) / seconds or (0.0 if True in failed else math.nan),
         "requests_s": len(fine) / seconds,
-        "inputs_s": sum(answer.n_inputs for answer in fine) / seconds or math.nan,
+        "inputs_s": sum(answer.n_inputs for answer in fine) / seconds or (0.0 if False in failed else math.nan),
     }
     first = [answer.first_s - answer.due_s for answer in fine if answer.first_s is not None]
     gaps = [gap for answer in answers if not answer.error for gap in answer.gaps]
@@ -165,7 +168,8 @@ def _figures(answers: list[Answer], seconds: float) -> Figures:
         for p in (50, 90, 99):
             figures[f"{name}_p{p}_ms"] = percentile(values, p) * 1e3
     speeds = [answer.speed for answer in fine if answer.speed is not None]
-    figures["answer_tok_s"] = statistics.median(speeds) if speeds else math.nan
+    for p in (10, 50, 90):
+        figures[f"answer_tok_s_p{p}"] = percentile(speeds, p)
     figures["gap_max_ms"] = max(gaps, default=math.nan) * 1e3
     for name in ("prompt_tokens", "cached_tokens", "output_tokens", "accepted_tokens", "rejected_tokens"):
         counts = [getattr(answer, name) for answer in fine]
@@ -183,6 +187,7 @@ def _sample(answer: Answer) -> dict[str, Any]:
         "prompt_tokens": answer.prompt_tokens,
         "cached_tokens": answer.cached_tokens,
         "output_tokens": answer.output_tokens,
+        "tok_s": None if answer.speed is None else round(answer.speed, 3),
         "finish": answer.finish,
         "error": answer.error,
         "invalid": answer.invalid,

@@ -54,7 +54,7 @@ class Findings:
 
 
 def check_workloads(options: Options) -> None:
-    """Refuse workloads that do not exist or have no open loop.
+    """Refuse workloads that do not exist, have no open loop, or have nothing left to compare.
 
     Raises:
         StartupError: one of them.
@@ -64,6 +64,8 @@ def check_workloads(options: Options) -> None:
             raise StartupError(f"there is no workload '{name}'; there are: {', '.join(WORKLOADS)}")
         if options.rates and (WORKLOADS[name].session is None or WORKLOADS[name].together):
             raise StartupError(f"the workload '{name}' has no open loop: leave --rate out")
+        if options.plain_openai and name == "backchannel":
+            raise StartupError("the workload 'backchannel' sends 'priority', which --plain-openai takes away")
         if name in ("schema", "mixed"):
             need("jsonschema", f"the workload '{name}'")
 

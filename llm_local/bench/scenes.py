@@ -51,7 +51,7 @@ async def _one_interruption(site: Site, writer: Writer, place: Callable[[int, in
         at = place(clients, 0)
         text = writer.text(at, writer.options.prompt_tokens or 4000, language_of(at))
         messages = [system(prompts.SYSTEM), user(f"{writer.tag(at)}: {text}\n\n{prompts.QUESTIONS[0]}")]
-        long = await site.send(writer.chat(at, messages, n=N_AFTER_LONG_PROMPT, group=ARRIVING))
+        long = await site.send(writer.chat(at, messages, n=N_AFTER_LONG_PROMPT, group=ARRIVING), may_leave=False)
         window = (long.due_s, long.first_s or long.end_s)
         # A gap that began in the window ends with the next chunk after it.
         await _until(lambda: _spoke_after(running, window[1]))
@@ -77,7 +77,7 @@ async def backchannel(
             await asyncio.sleep(writer.random(at, "pause").random() * MAX_PAUSE_S)
             urgent = (turn + at.round) % 2 == 0
             group = "with priority" if urgent else "without"
-            await site.send(backchannel_request(writer, at, urgent=urgent, group=group))
+            await site.send(backchannel_request(writer, at, urgent=urgent, group=group), may_leave=False)
 
 
 @contextlib.asynccontextmanager

@@ -65,11 +65,12 @@ def _notes(run: Run) -> list[str]:
             if counts:
                 listed = ", ".join(f"{n} {reason}" for reason, n in counts.most_common())
                 notes.append(f"{server}: {counts.total()} of {sent} {what}: {listed}")
-        left = sum(result.n_left for result in run.of(server)) if run.workload.session else 0
+        left = sum(result.n_left for result in run.of(server))
         if left:
             notes.append(f"{server}: {left} of {sent + left} were left by their clients, as asked for by --leave")
         if any(result.without_usage for result in run.of(server)):
-            notes.append(f"{server}: gives no usage, so its tokens are counted by chunks")
+            counted = ", so its tokens are counted by chunks" if run.workload.name != "embeddings" else ""
+            notes.append(f"{server}: gives no usage{counted}")
     return notes
 
 

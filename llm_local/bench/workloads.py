@@ -148,6 +148,9 @@ def mixed(writer: Writer, place: Place) -> Session:
         yield writer.chat(place, [system(prompts.SYSTEM), user(question(writer, place))], group="chat")
 
 
+STANDARD_COLUMNS = ("tok_s", "ttft_p50_ms", "ttft_p90_ms", "gap_p50_ms", "gap_p99_ms", "e2e_p50_ms")
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """A named kind of work, and how its clients behave unless the options say otherwise."""
@@ -163,12 +166,17 @@ class Workload:
     """One session of each server goes before the rounds, unmeasured."""
     contrast: tuple[str, str] | None = None
     """Two groups whose figures are compared within one server."""
-    columns: tuple[str, ...] = ("tok_s", "ttft_p50_ms", "ttft_p90_ms", "gap_p50_ms", "gap_p99_ms", "e2e_p50_ms")
+    columns: tuple[str, ...] = STANDARD_COLUMNS
 
 
 _PROMPTS = ("prompt_tokens", "cached_tokens")
 _WORKLOADS = (
-    Workload("chat", "short questions, plain answers", chat),
+    Workload(
+        "chat",
+        "short questions, plain answers",
+        chat,
+        columns=(*STANDARD_COLUMNS, "answer_tok_s_p50", "answer_tok_s_p10"),
+    ),
     Workload(
         "long-prompt",
         "questions about texts of 4,000 tokens (--prompt-tokens)",
@@ -216,7 +224,7 @@ _WORKLOADS = (
         rewrite,
         clients=(1,),
         columns=(
-            "answer_tok_s",
+            "answer_tok_s_p50",
             "tok_s",
             "ttft_p50_ms",
             "e2e_p50_ms",

@@ -89,7 +89,8 @@ class Writer:
             body["max_completion_tokens"] = body.pop("max_tokens")
             fields = {name: value for name, value in fields.items() if name in STANDARD}
         else:
-            body |= {"top_k": 40, "ignore_eos": True}
+            # llama-server has a `min_p` of its own where a request is silent.
+            body |= {"top_k": 40, "min_p": 0.0, "ignore_eos": True}
         return Request(self.finish(place, body | fields), group=group, check=check)
 
     def finish(self, place: Place, body: dict[str, Any], *, embeds: bool = False) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import asyncio
 import json
 import secrets
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,7 +57,7 @@ def _add_load(add: Callable[..., Any]) -> None:
     )
     add("--leave", type=_share, default=0.0, metavar="SHARE", help="of clients that leave in mid-answer, 0 to 1 [0]")
     add("--timeout", type=_positive, default=300.0, metavar="S", help="the longest wait for one answer [300]")
-    add("--seed", type=int, default=0, metavar="N", help="of texts, arrivals and intervals [0]")
+    add("--seed", type=_whole, default=0, metavar="N", help="of texts, arrivals and intervals [0]")
 
 
 def _add_requests(add: Callable[..., Any]) -> None:
@@ -125,16 +126,22 @@ def _load(given: argparse.Namespace) -> int:
     run.check_workloads(options)
     if given.report:
         need("matplotlib", "--report")
+    for folder in filter(None, (given.report, given.json and given.json.parent)):
+        _make(folder)
+    if given.json and given.json.is_dir():
+        raise StartupError(f"--json {given.json} is a folder: name a file in it")
     findings = run.Findings()
     progress = _progress()
-    interrupted = False
+    complete = interrupted = False
     try:
         asyncio.run(run.run(options, findings, progress))
+        complete = True
     except KeyboardInterrupt:
         interrupted = True
     finally:
         progress.close()
-    _show(given, options, findings, profile, complete=not interrupted)
+        # Also behind an error: what was found may have taken hours.
+        _show(given, options, findings, profile, complete=complete)
     if interrupted:
         print("\ninterrupted: these are the rounds that were complete", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -148,24 +155,38 @@ def _show(
     from llm_local.bench import document
     from llm_local.bench.table import as_text, of_checks, tables
 
-    for found in findings.runs:
-        if found.rounds:
-            print("\n" + "\n\n".join(as_text(table) for table in tables(found)))
     checks = verdict(findings, profile)
-    if given.report or profile:
-        print("\n" + as_text(of_checks(checks)))
     whole = document.document(findings, options, checks, complete=complete)
-    if given.json:
-        document.write(given.json, whole)
+    try:
+        if given.json:
+            document.write(given.json, whole)
+    finally:
+        for found in findings.runs:
+            if found.rounds:
+                print("\n" + "\n\n".join(as_text(table) for table in tables(found)))
+        if given.report or profile:
+            print("\n" + as_text(of_checks(checks)))
     if given.report:
         from llm_local.bench import report
 
         print(f"\nreport: {report.write(given.report, findings, whole, checks)}")
 
 
+def _make(folder: Path) -> None:
+    """Make a folder for results before the run: an hour later would be too late to find that it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartupError(f"cannot make the folder {folder}: {error.strerror}") from None
+
+
 def _options(given: argparse.Namespace) -> Options:
     if given.rate and given.clients:
         raise StartupError("--clients is the closed loop and --rate the open one: give one of them")
+    for option, values in (("--workload", given.workload), ("--clients", given.clients), ("--rate", given.rate)):
+        if twice := [value for value, n in Counter(values).items() if n > 1]:
+            # The same words would be sent again, to servers that know them by then.
+            raise StartupError(f"{option} has {twice[0]} twice: more --rounds tell how much the machine drifts")
     servers = parse_servers(given.servers)
     extra: dict[str, Mapping[str, Any]] = {}
     for name, fields in given.extra:
@@ -222,8 +243,14 @@ def _list_of(kind: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1")
+    return int(text)
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0")
     return int(text)
 
 
@@ -245,9 +272,10 @@ def _share(text: str) -> float:
 
 
 def _extra(text: str) -> tuple[str, dict[str, Any]]:
-    name, _, fields = text.partition(":") if not text.startswith("{") else ("", "", text)
+    # A name may have a port in it.
+    name, found, fields = text.partition(":{") if not text.startswith("{") else ("", "", text)
     try:
-        value = json.loads(fields)
+        value = json.loads("{" * bool(found) + fields)
     except ValueError:
         value = None
     if not isinstance(value, dict):

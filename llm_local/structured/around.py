@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from typing import cast
+from typing import Generic, TypeVar, cast
 
-from llm_local.engine.constraint import Allowed
+from llm_local.engine.constraint import Allowed, Constraint
 from llm_local.engine.types import Token
 from llm_local.structured.tokens import Compiled, Copyable, Feedable
 
+Wrapped = TypeVar("Wrapped", bound=Constraint)
 
-class CompiledAround:
-    """A compiled grammar around another one."""
 
-    def __init__(self, compiled: Compiled) -> None:
+class CompiledAround(Generic[Wrapped]):
+    """A compiled grammar whose constraints have another one around them.
+
+    Args:
+        compiled: the grammar.
+        wrap: puts it around a constraint that has just been started.
+    """
+
+    def __init__(self, compiled: Compiled, wrap: Callable[[Copyable], Wrapped]) -> None:
         self._compiled = compiled
+        self._wrap = wrap
 
     @property
     def is_spent(self) -> bool:
         """Whether it has to be compiled anew."""
         return self._compiled.is_spent
+
+    def start(self) -> Wrapped:
+        """Return a constraint for one answer."""
+        return self._wrap(cast(Copyable, self._compiled.start()))
 
 
 class Around:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -12,7 +12,7 @@ from llm_local.structured.around import CompiledAround
 from llm_local.structured.schema import Schema
 from llm_local.structured.spacing import Spacing
 from llm_local.structured.spec import CallFormat
-from llm_local.structured.tokens import Compiled, Feedable
+from llm_local.structured.tokens import Compiled, Copyable, Feedable
 
 MAX_CALLS = 16
 MARKED = ""
@@ -70,24 +70,15 @@ class CallLanguage(Protocol):
         ...
 
 
-class CompiledBehind(CompiledAround):
-    """A compiled grammar whose answers go on behind a text that is there already.
+def _behind(text: str) -> Callable[[Copyable], Constraint]:
+    """Return what moves a constraint on to where answers go on behind a text that is there already."""
 
-    Args:
-        compiled: of the whole text.
-        text: its beginning.
-    """
-
-    def __init__(self, compiled: Compiled, text: str) -> None:
-        super().__init__(compiled)
-        self._text = text.encode()
-
-    def start(self) -> Constraint:
-        """Return a constraint for one answer."""
-        constraint = cast(Feedable, self._compiled.start())
-        is_followed = constraint.feed(self._text)
+    def moved(constraint: Copyable) -> Constraint:
+        is_followed = cast(Feedable, constraint).feed(text.encode())
         assert is_followed, "the grammar begins with it"
         return constraint
+
+    return moved
 
 
 class CallGrammars:
@@ -123,7 +114,7 @@ class CallGrammars:
         out: dict[str, Compiled] = {MARKED: self._language.compile(marked, self._values(Spacing.SPACED))}
         # One for all names: a grammar for each, with all arguments in it, would take seconds for thirty functions.
         named = self._language.compile(self._named(), self._values(Spacing.FLEXIBLE))
-        return {**out, **{name: CompiledBehind(named, f'{name}"') for name in self._tools}}
+        return {**out, **{name: CompiledAround(named, _behind(f'{name}"')) for name in self._tools}}
 
     def _named(self) -> dict[str, str]:
         """Return the rules of what follows `"name": "` in a bare or fenced call."""

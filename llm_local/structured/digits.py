@@ -6,12 +6,10 @@ digit is refused, as long as the number may end there. Engine thread, once its a
 
 from __future__ import annotations
 
-from typing import cast
-
 from llm_local.engine.constraint import Allowed
 from llm_local.engine.types import Token
-from llm_local.structured.around import Around, CompiledAround
-from llm_local.structured.tokens import Compiled, Copyable, Tokens
+from llm_local.structured.around import Around
+from llm_local.structured.tokens import Copyable, Tokens
 
 MOST = 20
 """Digits in a row: as many as the largest 64-bit integer has."""
@@ -20,18 +18,6 @@ ENDS = b",}] \n"
 """What may follow a number."""
 
 QUOTE, BACKSLASH, ZERO, NINE = b'"\\09'
-
-
-class CompiledDigits(CompiledAround):
-    """A compiled grammar of JSON, from which any number of constraints start."""
-
-    def __init__(self, compiled: Compiled, tokens: Tokens) -> None:
-        super().__init__(compiled)
-        self._tokens = tokens
-
-    def start(self) -> Digits:
-        """Return a constraint for one answer."""
-        return Digits(cast(Copyable, self._compiled.start()), self._tokens)
 
 
 class Digits(Around):

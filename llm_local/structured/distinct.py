@@ -8,14 +8,13 @@ one, however that is written, another ending is looked for on a copy. Engine thr
 from __future__ import annotations
 
 from collections import deque
-from typing import cast
 
 from llm_local.engine.constraint import Allowed, ConstraintFailed
 from llm_local.engine.types import Token
-from llm_local.structured.around import Around, CompiledAround
+from llm_local.structured.around import Around
 from llm_local.structured.cursor import Cursor
 from llm_local.structured.places import Places
-from llm_local.structured.tokens import Compiled, Copyable, Tokens
+from llm_local.structured.tokens import Copyable, Tokens
 
 MAX_STEPS = 400
 """Places from which all bytes are tried to find an ending that is not taken (1 to 2 ms each); beyond them it is
@@ -23,19 +22,6 @@ believed to be there."""
 
 FIRST = b'"]}'
 BYTES = FIRST + bytes(byte for byte in range(0x20, 0x100) if byte not in FIRST)
-
-
-class CompiledDistinct(CompiledAround):
-    """A compiled grammar of JSON with arrays of distinct items, from which any number of constraints start."""
-
-    def __init__(self, compiled: Compiled, places: Places, tokens: Tokens) -> None:
-        super().__init__(compiled)
-        self._places = places
-        self._tokens = tokens
-
-    def start(self) -> Distinct:
-        """Return a constraint for one answer."""
-        return Distinct(cast(Copyable, self._compiled.start()), self._places, self._tokens)
 
 
 class Distinct(Around):

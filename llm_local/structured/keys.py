@@ -10,14 +10,14 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 from llm_local.engine.constraint import Allowed, ConstraintFailed
 from llm_local.engine.types import Token
 from llm_local.errors import InvalidSchema
-from llm_local.structured.around import Around, CompiledAround
+from llm_local.structured.around import Around
 from llm_local.structured.logic import Node, parts_of
-from llm_local.structured.tokens import Compiled, Copyable, Tokens
+from llm_local.structured.tokens import Copyable, Tokens
 
 _ODD = re.compile(r"[\x00-\x07\n\x0b\x0d-\x1f\u2028\u2029]")
 """What is in no name that is written."""
@@ -129,18 +129,6 @@ class _Place:
                 self._name_follows = self._is_object[-1:] == (True,)
             case b":":
                 self._name_follows = False
-
-
-class CompiledKeys(CompiledAround):
-    """A compiled grammar of JSON, from which any number of constraints start."""
-
-    def __init__(self, compiled: Compiled, tokens: Tokens) -> None:
-        super().__init__(compiled)
-        self._tokens = tokens
-
-    def start(self) -> Keys:
-        """Return a constraint for one answer."""
-        return Keys(cast(Copyable, self._compiled.start()), self._tokens)
 
 
 class Keys(Around):

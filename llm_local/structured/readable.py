@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llm_local.structured.digits import CompiledDigits
-from llm_local.structured.distinct import CompiledDistinct
-from llm_local.structured.keys import CompiledKeys, check_names, has_other_names
+from llm_local.structured.around import CompiledAround
+from llm_local.structured.digits import Digits
+from llm_local.structured.distinct import Distinct
+from llm_local.structured.keys import Keys, check_names, has_other_names
 from llm_local.structured.places import Places
 from llm_local.structured.schema import Schema
 from llm_local.structured.tokens import Compiled, Tokens
@@ -25,9 +26,9 @@ def readable(compiled: Compiled, schemas: Sequence[Schema], places: Places | Non
         InvalidSchema: the name of a property would never be written.
     """
     if places is not None:
-        compiled = CompiledDistinct(compiled, places, tokens)
+        compiled = CompiledAround(compiled, lambda inner: Distinct(inner, places, tokens))
     nodes = [node for schema in schemas for node in (schema.root, *schema.defs.values())]
     if has_other_names(nodes):
         check_names(nodes)
-        compiled = CompiledKeys(compiled, tokens)
-    return CompiledDigits(compiled, tokens)
+        compiled = CompiledAround(compiled, lambda inner: Keys(inner, tokens))
+    return CompiledAround(compiled, lambda inner: Digits(inner, tokens))

@@ -17,9 +17,10 @@ class Peer:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
+        self.head = ""
 
     async def read(self) -> tuple[str, dict[str, Any]]:
-        head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
+        head = self.head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
         size = [line.split(": ")[1] for line in head.split("\r\n") if line.lower().startswith("content-length")]
         body = await self.reader.readexactly(int(size[0])) if size else b"{}"
         return head.split(" ")[1], json.loads(body)

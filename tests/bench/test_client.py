@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import shutil
 import socket
@@ -102,6 +103,33 @@ def test_without_usage_tokens_are_counted_by_chunks_and_it_shows() -> None:
     assert (answer.error, answer.output_tokens, answer.has_usage) == ("", 3, False)
 
 
+@pytest.mark.parametrize(
+    ("chunks", "counts"),
+    [
+        # Groq has them in a field of its own, beside or instead of OpenAI's.
+        ([{"choices": [], "x_groq": {"usage": {"prompt_tokens": 5, "completion_tokens": 9}}}], (0, 2, False)),
+        ([{"choices": [], "usage": None, "x_groq": {"usage": {"prompt_tokens": 5}}}], (0, 2, False)),
+        ([{"usage": {"prompt_tokens": 5, "completion_tokens": 9}}, {"x_groq": {"usage": {}}}], (5, 9, True)),
+        ([{"usage": {"prompt_tokens": 5, "completion_tokens": None, "prompt_tokens_details": []}}], (5, 0, True)),
+        ([{"usage": {"completion_tokens": "9"}}], (0, 0, True)),
+        ([[{"usage": {"completion_tokens": 9}}]], (0, 2, False)),
+    ],
+)
+def test_odd_counts_are_no_error(chunks: list[Any], counts: tuple[int, int, bool]) -> None:
+    async def behave(peer: Peer, path: str, body: dict[str, Any]) -> None:
+        peer.begin_stream()
+        for text in ("a", "b"):
+            peer.text(text)
+        for chunk in chunks:
+            peer.event(chunk)
+        peer.event(b"[DONE]")
+        peer.chunk(b"")
+
+    answer = ask(behave)
+    assert answer.error == ""
+    assert (answer.prompt_tokens, answer.output_tokens, answer.has_usage) == counts
+
+
 async def refuses(peer: Peer, path: str, body: dict[str, Any]) -> None:
     await peer.answer(429, {"error": {"message": "full", "type": "rate_limit_error", "code": "queue_full"}})
 
@@ -191,6 +219,17 @@ def test_nobody_there_is_refused() -> None:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
         answer = asyncio.run(Client(url).send(Request(BODY), Answer()))
     assert answer.error == "refused"
+
+
+def test_nobody_at_any_address_of_a_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What asyncio raises for localhost, which is ::1 and 127.0.0.1."""
+    one = f"[Errno {errno.ECONNREFUSED}] Connect call failed "
+
+    async def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(f"Multiple exceptions: {one}('::1', 9, 0, 0), {one}('127.0.0.1', 9)")
+
+    monkeypatch.setattr(asyncio, "open_connection", refuse)
+    assert asyncio.run(Client("http://localhost:9/v1").send(Request(BODY), Answer())).error == "refused"
 
 
 def test_a_server_without_tls_is_an_error_too() -> None:

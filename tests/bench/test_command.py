@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from llm_local.bench import extra
+from llm_local.bench import extra, load, run
 from llm_local.bench.options import parse_server, parse_servers
 from llm_local.cli import main
 from llm_local.errors import StartupError
+from tests.bench.server import Behave, Peer, peer, well
 from tests.examples import rest_is_slow
 from tests.fakes import FakeBackend
 from tests.server.conftest import Served, serving
@@ -118,6 +121,14 @@ def test_a_server_that_is_not_there_is_counted_beside_one_that_is(
         (["http://x:1", "--extra", "[1]"], "is not [NAME:]{JSON fields}"),
         (["http://x:1", "--profile", "abacus"], "there is no profile 'abacus'; there are: rtx-4090"),
         (["http://x:1", "--extra", 'y:{"top_k": 1}'], "--extra names 'y'"),
+        (["http://x:1", "--extra", 'x:2:{"top_k": 1}'], "--extra names 'x:2'"),
+        (["http://x:1", "--seed", "-1"], "'-1' is not a number from 0"),
+        (["http://x:1", "--clients", "1,8,1"], "--clients has 1 twice"),
+        (["http://x:1", "--rate", "1,1.0"], "--rate has 1.0 twice"),
+        (["http://x:1", "--workload", "chat,chat"], "--workload has chat twice"),
+        (["http://x:1", "--json", "/dev/null/out.json"], "cannot make the folder /dev/null: "),
+        (["http://x:1", "--json", "/tmp"], "--json /tmp is a folder"),
+        (["http://x:1", "--workload", "backchannel", "--plain-openai"], "which --plain-openai takes away"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_exit_2(
@@ -131,6 +142,91 @@ def test_what_cannot_be_done_is_one_line_and_exit_2(
     last = capsys.readouterr().err.splitlines()[-1]
     assert "error: " in last
     assert says in last
+
+
+def test_a_folder_for_the_json_is_made(server: Served, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "er" / "out.json"
+    arguments = [f"ours={server.url}", "--rounds", "1", "--requests", "1", "--clients", "1", "--max-tokens", "2"]
+    assert main(["bench", *arguments, "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["complete"] is True
+
+
+def test_what_was_found_before_an_error_of_ours_is_kept(
+    server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rounds: list[float] = []
+
+    def breaks_later(rate: float, *given: Any, **more: Any) -> list[float]:
+        rounds.append(rate)
+        if len(rounds) == 2:
+            raise LookupError("in the second round")
+        return load.arrival_times(rate, *given, **more)
+
+    out = tmp_path / "out.json"
+    monkeypatch.setattr(run, "arrival_times", breaks_later)
+    arguments = [f"ours={server.url}", "--rounds", "2", "--rate", "50", "--max-tokens", "2", "--json", str(out)]
+    with pytest.raises(LookupError):
+        main(["bench", *arguments])
+    read = json.loads(out.read_text())
+    assert read["complete"] is False
+    assert len(read["runs"][0]["rounds"]) == 1
+    assert "chat, 50 requests/s: 1 round" in capsys.readouterr().out
+
+
+def commanded(arguments: list[str], behave: Behave = well) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]]:
+    """Run the command against a tiny server; return head and body of each request, and the JSON."""
+    seen: list[tuple[str, dict[str, Any]]] = []
+
+    async def noting(peer: Peer, path: str, body: dict[str, Any]) -> None:
+        seen.append((peer.head, body))
+        await behave(peer, path, body)
+
+    async def run_it() -> dict[str, Any]:
+        async with peer(noting) as url:
+            with tempfile.TemporaryDirectory() as folder:
+                out = Path(folder) / "out.json"
+                command = ["bench", url, "--rounds", "1", "--requests", "1", "--clients", "1", "--json", str(out)]
+                assert await asyncio.to_thread(main, [*command, *arguments]) == 0
+                return dict(json.loads(out.read_text()))
+
+    read = asyncio.run(run_it())
+    return seen, read
+
+
+def test_the_key_goes_with_every_request() -> None:
+    seen, _ = commanded(["--api-key", "sk-1", "--max-tokens", "2"])
+    assert len(seen) > 4
+    assert all("\r\nAuthorization: Bearer sk-1\r\n" in head for head, _ in seen)
+    assert not any("Authorization" in head for head, _ in commanded(["--max-tokens", "2"])[0])
+
+
+def test_the_temperature_is_what_was_asked_for() -> None:
+    for given, expected in (([], 0.7), (["--temperature", "0"], 0.0)):
+        seen, _ = commanded(["--max-tokens", "2", *given])
+        assert seen[-1][1]["temperature"] == expected
+
+
+def test_the_timeout_ends_an_answer_that_does_not_come() -> None:
+    async def hangs(peer: Peer, path: str, body: dict[str, Any]) -> None:
+        await (peer.answer(200, {"data": []}) if path.endswith("/models") else asyncio.sleep(5))
+
+    (errors,) = commanded(["--timeout", "0.05"], hangs)[1]["runs"][0]["errors"].values()
+    assert errors == {"timeout": 1}
+
+
+def test_clients_leave_when_they_are_to() -> None:
+    async def slowly(peer: Peer, path: str, body: dict[str, Any]) -> None:
+        if path.endswith("/models"):
+            return await peer.answer(200, {"data": []})
+        peer.begin_stream()
+        for _ in range(40):
+            peer.text("w ")
+            await peer.writer.drain()
+            await asyncio.sleep(0.001)
+        return peer.end_stream(1, 40)
+
+    (only,) = commanded(["--leave", "1"], slowly)[1]["runs"][0]["rounds"][0].values()
+    assert (only["n_left"], only["n_answers"]) == (1, 0)
 
 
 def test_a_missing_package_is_one_line_that_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

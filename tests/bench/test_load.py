@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import statistics
 import time
 from collections.abc import Callable, Coroutine
@@ -13,7 +14,7 @@ import pytest
 
 from llm_local.bench import load as load_module
 from llm_local.bench import scenes
-from llm_local.bench.client import Client, Request
+from llm_local.bench.client import Answer, Client, Request
 from llm_local.bench.load import Site, arrival_times, closed_loop, open_loop, waves
 from llm_local.bench.options import Options, Server
 from llm_local.bench.prompts import Scale
@@ -84,6 +85,47 @@ def test_a_server_that_refuses_at_once_is_not_hammered() -> None:
     result, _ = load(lambda site: closed_loop(site, lambda c, _: one(c), 2, requests=1, seconds=0.15), refuses)
     assert result.errors == {"http 503 draining": result.n_answers}
     assert result.n_answers <= 4
+
+
+def test_a_round_in_which_all_failed_is_a_zero_and_not_left_out() -> None:
+    async def breaks(peer: Peer, path: str, body: dict[str, Any]) -> None:
+        await peer.answer(500, {})
+
+    result, _ = load(lambda site: closed_loop(site, lambda *_: one(), 1, requests=2, seconds=None), breaks)
+    figures = result.groups[""]
+    assert (figures["tok_s"], figures["requests_s"]) == (0.0, 0.0)
+    assert math.isnan(figures["inputs_s"])
+    assert math.isnan(figures["ttft_p50_ms"])
+    vectors = Request({"input": ["a"]}, "/embeddings")
+    failed, fine = Answer(end_s=1.0, error="http 500"), Answer(end_s=1.0, n_inputs=1)
+    figures = summarize(SERVER, [(vectors, failed)], 1.0).groups[""]
+    assert figures["inputs_s"] == 0.0
+    assert math.isnan(figures["tok_s"])
+    assert summarize(SERVER, [(vectors, failed), (vectors, fine)], 1.0).groups[""]["inputs_s"] == 1.0
+
+
+def test_the_speeds_of_answers_have_percentiles() -> None:
+    answers = [Answer(end_s=9.0, first_s=1.0, chunk_times=[1.0, 2.0], output_tokens=n + 1) for n in range(1, 12)]
+    request = Request({"stream": True})
+    result = summarize(SERVER, [(request, answer) for answer in answers], 10.0)
+    assert [result.groups[""][f"answer_tok_s_p{p}"] for p in (10, 50, 90)] == [2.0, 6.0, 10.0]
+    assert [sample["tok_s"] for sample in result.samples] == [float(n) for n in range(1, 12)]
+
+
+def test_what_is_measured_beside_a_load_does_not_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenes, "MAX_PAUSE_S", 0.001)
+    monkeypatch.setattr(scenes, "N_RUNNING", 100)
+
+    async def work(site: Site) -> None:
+        site.leave = 1.0
+        write = writer(max_tokens=200, prompt_tokens=10)
+        await interrupt(site, write, place, 1, 2)
+        await backchannel(site, write, place, 1, 2)
+
+    _, site = load(work)
+    assert {answer.group for _, answer in site.answers if answer.leave_after is not None} == {RUNNING, LOAD}
+    answered = {answer.group for _, answer in site.answers if answer.end_s and not answer.error}
+    assert answered >= {ARRIVING, "with priority", "without"}
 
 
 def test_waves_wait_for_each_other() -> None:

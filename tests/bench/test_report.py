@@ -86,9 +86,12 @@ def test_a_window_that_was_used_is_there() -> None:
 
 
 def test_a_profile_holds_its_figures_against_one_client() -> None:
-    fast = result([1.0], mb=5000, answer_tok_s=19.2, ttft_p50_ms=330)
+    fast = result([1.0], mb=5000, answer_tok_s_p50=19.2, ttft_p50_ms=330)
     found = findings([{"ours": fast}], clients=1)
     assert [check_of(found, word, "cpu-16").passed for word in ("tok/s", "first token", "GB")] == [True, False, True]
+    assert check_of(found, "tok/s", "cpu-16").found == "19.2 tok/s of an unnamed model"
+    found.servers["ours"]["model"] = "smollm2"
+    assert check_of(found, "tok/s", "cpu-16").found == "19.2 tok/s of smollm2"
     # Device memory does not show in the resident one.
     assert check_of(found, "GB", "rtx-3060").passed is None
     found.servers["ours"]["device_mb"] = 7000.0
@@ -182,6 +185,20 @@ def test_progress_says_each_round_and_what_failed(kind: type[Lines]) -> None:
     progress.close()
     assert "chat, 4 clients, round 1/2: ours 20.0 tok/s, peer no answer (1 failed)" in out.getvalue()
     assert ("50%" in out.getvalue()) is (kind is Bar)
+
+
+def test_the_bar_is_drawn_between_rounds_too() -> None:
+    out = io.StringIO()
+    bar = Bar(out)
+    bar.begin("chat", "1 client", 3)
+    bar.round(0, {"ours": result([1.0])})
+    drawn = out.tell()
+    bar.answer()
+    assert out.tell() == drawn, "twice a second is enough"
+    bar._bar.last_print_t -= 1
+    bar.answer()
+    assert "2 answers" in out.getvalue()[drawn:]
+    bar.close()
 
 
 def test_a_verdict_is_a_table_of_words() -> None:

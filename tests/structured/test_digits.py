@@ -9,9 +9,10 @@ import jsonschema
 import pytest
 
 from llm_local.engine.constraint import Constraint
+from llm_local.structured.around import CompiledAround
 from llm_local.structured.closing import Closing
-from llm_local.structured.digits import MOST, CompiledDigits, Digits
-from llm_local.structured.distinct import CompiledDistinct
+from llm_local.structured.digits import MOST, Digits
+from llm_local.structured.distinct import Distinct
 from llm_local.structured.places import Places
 from llm_local.structured.schema import canonical
 from llm_local.structured.tokens import Compiled, Tokens
@@ -25,8 +26,9 @@ def start(schema: Any, *, distinct: bool = False) -> Digits:
     found = canonical(schema)
     compiled: Compiled = GUIDANCE.json(found)
     if distinct:
-        compiled = CompiledDistinct(compiled, Places([found]), TOKENS)
-    return CompiledDigits(compiled, TOKENS).start()
+        places = Places([found])
+        compiled = CompiledAround(compiled, lambda inner: Distinct(inner, places, TOKENS))
+    return CompiledAround(compiled, lambda inner: Digits(inner, TOKENS)).start()
 
 
 def counting(constraint: Constraint, most: int = 400) -> str | None:
@@ -97,7 +99,7 @@ def test_a_digit_too_many_is_refused_only_where_the_number_may_end() -> None:
     long = "1" * (MOST + 1)
     assert not accepts(start(record("x", x=NUMBER)), '{"x":0.' + long + "}")
     assert not accepts(start(NUMBER), "0." + long)
-    longer = CompiledDigits(GUIDANCE.regex(r"\[[0-9]{26}(,[0-9]+)?\]"), TOKENS)
+    longer = CompiledAround(GUIDANCE.regex(r"\[[0-9]{26}(,[0-9]+)?\]"), lambda inner: Digits(inner, TOKENS))
     assert accepts(longer.start(), "[" + "1" * 26 + ",1]")
     assert counting(longer.start()) == "[" + "0" * 26 + "," + "0" * MOST + "]"
 

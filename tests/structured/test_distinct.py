@@ -11,14 +11,15 @@ import jsonschema
 import pytest
 
 from llm_local.errors import InvalidSchema
+from llm_local.structured.around import CompiledAround
 from llm_local.structured.calls import CallGrammars
 from llm_local.structured.closing import Closing
-from llm_local.structured.distinct import CompiledDistinct, Distinct
+from llm_local.structured.distinct import Distinct
 from llm_local.structured.lark import Lark
 from llm_local.structured.places import Places, has_unique_items
 from llm_local.structured.schema import canonical
 from llm_local.structured.spec import CallFormat
-from llm_local.structured.tokens import Tokens
+from llm_local.structured.tokens import Compiled, Tokens
 from tests.examples import few
 from tests.structured.test_closing import rambling
 from tests.structured.test_json_schema import compact
@@ -32,10 +33,14 @@ def distinct(items: Any, **more: Any) -> dict[str, Any]:
     return {"type": "array", "items": items, "uniqueItems": True, **more}
 
 
-def compiled(schema: Any) -> CompiledDistinct:
+def around(compiled: Compiled, places: Places) -> CompiledAround[Distinct]:
+    return CompiledAround(compiled, lambda inner: Distinct(inner, places, TOKENS))
+
+
+def compiled(schema: Any) -> CompiledAround[Distinct]:
     found = canonical(schema)
     assert has_unique_items([found.root, *found.defs.values()])
-    return CompiledDistinct(GUIDANCE.json(found), Places([found]), TOKENS)
+    return around(GUIDANCE.json(found), Places([found]))
 
 
 def start(schema: Any) -> Distinct:
@@ -153,7 +158,7 @@ def test_arguments_are_watched_by_the_schema_of_their_own_function() -> None:
         return f'<tool_call>\n{{"name": "{name}", "arguments": {{"tags": {items}}}}}\n</tool_call>'
 
     same, other = '["a", "a"]', '["a", "b"]'
-    required = CompiledDistinct(grammars.required(), Places([], arguments), TOKENS)
+    required = around(grammars.required(), Places([], arguments))
     for text, good in (
         (call("loose", same), True), (call("strict", other), True), (call("strict", same), False),
         (f"{call('loose', same)}\n{call('strict', same)}", False),
@@ -161,7 +166,7 @@ def test_arguments_are_watched_by_the_schema_of_their_own_function() -> None:
     ):  # fmt: skip
         assert accepts(required.start(), text) == good, text
     for name, good in (("loose", True), ("strict", False)):
-        opened = CompiledDistinct(grammars.opened()[name], Places([], arguments, name), TOKENS)
+        opened = around(grammars.opened()[name], Places([], arguments, name))
         more = f'; {{"name": "loose", "arguments": {{"tags": {same}}}}}'
         assert accepts(opened.start(), f', "arguments": {{"tags": {same}}}}}{more}') == good
         assert accepts(opened.start(), f', "arguments": {{"tags": {other}}}}}{more}')

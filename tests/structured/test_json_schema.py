@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from llm_local.errors import InvalidSchema
 from llm_local.structured import rewriter
-from llm_local.structured.distinct import CompiledDistinct
-from llm_local.structured.keys import CompiledKeys
+from llm_local.structured.around import CompiledAround
+from llm_local.structured.distinct import Distinct
+from llm_local.structured.keys import Keys
 from llm_local.structured.places import Places
 from llm_local.structured.schema import canonical
 from llm_local.structured.tokens import Tokens
@@ -37,8 +38,8 @@ def compact(value: Any) -> str:
 
 
 @lru_cache(4)
-def _compiled(schema: str) -> CompiledKeys:
-    return CompiledKeys(GUIDANCE.json(canonical(json.loads(schema))), TOKENS)
+def _compiled(schema: str) -> CompiledAround[Keys]:
+    return CompiledAround(GUIDANCE.json(canonical(json.loads(schema))), lambda inner: Keys(inner, TOKENS))
 
 
 def admits(schema: Any, value: Any) -> bool:
@@ -513,7 +514,8 @@ def test_whatever_comes_back_is_valid(document: Any, seed: int) -> None:
     """Each random answer to a random schema is valid; a schema that is refused is refused with a reason."""
     try:
         schema = canonical(document)
-        compiled = CompiledDistinct(GUIDANCE.json(schema), Places([schema]), TOKENS)
+        places = Places([schema])
+        compiled = CompiledAround(GUIDANCE.json(schema), lambda inner: Distinct(inner, places, TOKENS))
     except InvalidSchema as refused:
         if len(refused.message) < 20:
             pytest.fail(refused.message)

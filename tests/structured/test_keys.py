@@ -10,7 +10,8 @@ import pytest
 
 from llm_local.engine.constraint import ConstraintFailed
 from llm_local.errors import InvalidSchema
-from llm_local.structured.keys import CompiledKeys, can_be_written, check_names, has_other_names
+from llm_local.structured.around import CompiledAround
+from llm_local.structured.keys import Keys, can_be_written, check_names, has_other_names
 from llm_local.structured.schema import canonical
 from tests.examples import few
 from tests.structured.test_json_schema import GUIDANCE, TOKENS, compact
@@ -19,8 +20,8 @@ from tests.structured.vocabulary import accepts, tokens_of, walks
 INTEGER = {"type": "integer"}
 
 
-def compiled(schema: Any) -> CompiledKeys:
-    return CompiledKeys(GUIDANCE.json(canonical(schema)), TOKENS)
+def compiled(schema: Any) -> CompiledAround[Keys]:
+    return CompiledAround(GUIDANCE.json(canonical(schema)), lambda inner: Keys(inner, TOKENS))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from llm_local.errors import InvalidSchema
 from llm_local.structured import product
-from llm_local.structured.distinct import CompiledDistinct
+from llm_local.structured.around import CompiledAround
+from llm_local.structured.distinct import Distinct
 from llm_local.structured.places import Places
 from llm_local.structured.schema import canonical
 from tests.examples import examples
@@ -62,7 +63,8 @@ def test_whatever_comes_back_of_multiplied_unions_is_valid(document: Any, more: 
         patch.setattr(product, "FEW", 1)
         try:
             made = canonical(schema)
-            compiled = CompiledDistinct(GUIDANCE.json(made), Places([made]), TOKENS)
+            places = Places([made])
+            compiled = CompiledAround(GUIDANCE.json(made), lambda inner: Distinct(inner, places, TOKENS))
         except InvalidSchema:
             return
     judge = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
