@@ -71,11 +71,18 @@ class ContextLengthExceeded(RequestError):
 
     code = "context_length_exceeded"
 
-    def __init__(self, n_prompt: int, window: int, *, param: str = "messages", at_least: bool = False) -> None:
+    def __init__(
+        self, n_prompt: int, window: int, *, param: str = "messages", at_least: bool = False, embeds: bool = False
+    ) -> None:
         count = f"at least {n_prompt}" if at_least else str(n_prompt)
+        what = "input" if embeds else "prompt"
+        advice = (
+            f"Shorten the input to at most {window} tokens, or raise LLM_EMBEDDING_CTX as far as the model reads."
+            if embeds
+            else f"Shorten the prompt to at most {window - 1} tokens, or raise LLM_CTX and LLM_SEQ_MAX."
+        )
         super().__init__(
-            f"This model's maximum context length is {window} tokens, but the prompt has {count} tokens. "
-            f"Shorten the prompt to at most {window - 1} tokens, or raise LLM_CTX and LLM_SEQ_MAX.",
+            f"This model's maximum context length is {window} tokens, but the {what} has {count} tokens. {advice}",
             param=param,
         )
 

@@ -134,6 +134,10 @@ class FakeBackend:
         self.fail_load = False
         self.closed = False
         self._logits: dict[int, np.ndarray] = {}
+        self.window: int | None = None
+        """Sliding window: what slots have left behind by more is forgotten now and then."""
+        self.first = [0] * n_slots
+        self._random = np.random.default_rng(5)
 
     @property
     def n_used(self) -> int:
@@ -169,20 +173,33 @@ class FakeBackend:
             assert 0 <= slot < self.n_slots
             if position != len(self.tokens[slot]):
                 raise AssertionError(f"slot {slot} has {len(self.tokens[slot])} tokens, row is for {position}")
+            assert self.holds(slot, position), f"slot {slot} lacks what position {position} looks at"
             self.tokens[slot].append(int(batch.tokens[row]))
             self.take(slot, 1)
             if batch.outputs[row]:
                 self._logits[row] = self.next_logits(tuple(self.tokens[slot]))
+        self._slide()
         self.rows_computed += batch.n_rows
         self.batches.append([(part.sequence.index, part.n_rows) for part in batch.parts])
 
     def next_logits(self, history: tuple[int, ...]) -> np.ndarray:
         return next_logits(history)
 
+    def _slide(self) -> None:
+        for slot, tokens in enumerate(self.tokens):
+            # Guesses may be cut off again.
+            behind = len(tokens) - 30 - self.window if self.window else 0
+            if behind > self.first[slot] and self._random.random() < 0.3:
+                self.first[slot] = behind
+
+    def holds(self, slot: int, length: int) -> bool:
+        return self.window is None or not length or self.first[slot] <= max(length - self.window + 1, 0)
+
     def logits(self, row: int) -> np.ndarray:
         return self._logits[row]
 
     def trim(self, slot: int, length: int) -> None:
+        self.first[slot] = min(self.first[slot], length)
         del self.tokens[slot][length:]
         for cell in self.cells[slot][length:]:
             self.owners[cell] -= 1
@@ -193,11 +210,14 @@ class FakeBackend:
     def share(self, source: int, target: int, length: int) -> None:
         assert not self.tokens[target], "share needs an empty target"
         assert length <= len(self.tokens[source])
+        assert self.holds(source, length), "a sliding window went over what is shared"
+        self.first[target] = self.first[source]
         self.tokens[target] = self.tokens[source][:length]
         self._own(target, self.cells[source][:length])
 
     def save(self, slot: int) -> bytearray:
-        return bytearray(np.array(self.tokens[slot], np.int32).tobytes())
+        whole = self.first[slot] == 0
+        return bytearray(np.array(self.tokens[slot], np.int32).tobytes()) if whole else bytearray()
 
     def load(self, slot: int, data: bytearray) -> bool:
         assert not self.tokens[slot], "load needs an empty slot"

@@ -42,6 +42,10 @@ class Layers:
     machine: Machine
 
 
+LEAST_BATCH = 2
+"""Rows: the size of a cell is measured with two."""
+
+
 def context_params(settings: Settings, n_pinned: int) -> ContextParams:
     """Return the sizes of the context; each pinned prefix keeps a slot.
 
@@ -57,7 +61,7 @@ def context_params(settings: Settings, n_pinned: int) -> ContextParams:
     batch = min(settings.batch_size, settings.ctx)
     return ContextParams(
         n_ctx=settings.ctx,
-        n_batch=max(batch, settings.parallel),
+        n_batch=max(batch, settings.parallel, LEAST_BATCH),
         n_ubatch=settings.ubatch_size,
         n_running=settings.parallel,
         n_slots=n_slots,

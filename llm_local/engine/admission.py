@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence as SequenceOf
 
 from llm_local.engine.types import GenerationRequest, Usage
-from llm_local.errors import QueueFull
+from llm_local.errors import DeadlineExceeded, QueueFull
 
 WEIGHT = 0.1
 """Of the newest answer in the mean time of answers."""
@@ -39,6 +39,7 @@ class Admission:
         """Refuse what finds the queue full, or would meet its deadline while it waits.
 
         Raises:
+            DeadlineExceeded: it has passed already.
             QueueFull: with the time after which to come back.
         """
         n, first = len(requests), requests[0]
@@ -50,6 +51,8 @@ class Admission:
             )
         if first.deadline is None:
             return
+        if first.deadline <= time.monotonic():
+            raise DeadlineExceeded("The request's deadline passed.")
         wait, timeout = self.predicted_wait_s(first.priority, n), first.deadline - time.monotonic()
         if wait > timeout:
             raise QueueFull(

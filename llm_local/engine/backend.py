@@ -94,6 +94,13 @@ class Backend(Protocol):
         """Make the first `length` positions of slot `source` those of the empty slot `target`, too, without a copy."""
         ...
 
+    def holds(self, slot: int, length: int) -> bool:
+        """Tell whether slot `slot` still has all that a token behind its first `length` looks at.
+
+        It does, but where a model has sliding windows: there what a sequence has left behind may be gone.
+        """
+        ...
+
     def save(self, slot: int) -> bytearray:
         """Return the KV of slot `slot` as bytes; empty when that is not possible."""
         ...

@@ -7,6 +7,7 @@ A sequence that wants an entry waits in the queue while others go on; then its b
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import tempfile
@@ -99,8 +100,7 @@ class DiskCache:
         cache = cls(folder, key, max_bytes)
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe", suffix=".tmp") as probe:
-                probe.write(b"probe")
+            _probe(folder)
             paths = sorted(folder.glob(f"*{disk_file.SUFFIX}"), key=_used_at)
             for stale in folder.glob(".*.tmp"):
                 if time.time() - _used_at(stale) > STALE_S:
@@ -187,10 +187,11 @@ class DiskCache:
         waiting = self.worker.unwritten_bytes
         if path in self._writing or n_bytes > self.max_bytes or (waiting and waiting + n_bytes > MAX_UNWRITTEN_BYTES):
             return
+        if sum(self._writing.values()) + n_bytes > self.max_bytes:
+            # What is being written cannot make room: others would go for nothing.
+            return
         for victim in self._make_room(n_bytes):
             self.worker.remove(victim)
-        if self.n_bytes + n_bytes > self.max_bytes:
-            return
         self._writing[path] = n_bytes
         self.n_bytes += n_bytes
         self.worker.write(path, tokens.copy(), data)
@@ -284,6 +285,17 @@ class DiskCache:
         self._tree.remove(entry)
         self.n_bytes -= entry.n_bytes
         return True
+
+
+def _probe(folder: Path) -> None:
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe", suffix=".tmp") as probe:
+            probe.write(b"probe")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        # What is there can be read, and may make room.
+        log.warning("the disk of %s is full", folder)
 
 
 def _used_at(path: Path) -> float:

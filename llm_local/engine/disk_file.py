@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -59,7 +60,8 @@ def write(path: Path, key: str, tokens: Tokens, data: bytearray) -> None:
     head += hashlib.sha256(head).digest()
     checksum = hashlib.sha256(head)
     checksum.update(data)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # In containers that share a folder all processes may have the same number.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(head)

@@ -144,6 +144,8 @@ class DiskWorker:
     def _write(self, path: Path, tokens: Tokens, data: bytearray) -> None:
         done = False
         try:
+            # It may have been removed meanwhile, with all that was in it.
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             disk_file.write(path, self._key, tokens, data)
             done = True
         finally:

@@ -114,9 +114,9 @@ class HostCache:
         if arrived is not None:
             self.put(*arrived)
 
-    def wants_stored(self, tokens: Tokens) -> bool:
-        """Whether there is a disk on which these tokens are not, and should be."""
-        return self.disk is not None and self.disk.wants(tokens)
+    def wants_stored(self, tokens: Tokens, n_bytes: int) -> bool:
+        """Whether there is a disk on which these tokens are not, and should be: it is from here that they come back."""
+        return self.disk is not None and n_bytes <= self.max_bytes and self.disk.wants(tokens)
 
     def store(self, tokens: Tokens, data: bytearray, *, wait: bool = False) -> None:
         """Write a sequence to the disk; with `wait`, when not too many bytes wait for that."""

@@ -21,6 +21,10 @@ WORTH_PARKING = 32
 decided by the measured rates (`rates.py`)."""
 
 
+SMALL = 8
+"""A sequence of this part of the host's memory may push others out of it before anybody needs its cells."""
+
+
 @dataclass(frozen=True, slots=True)
 class TierBytes:
     """Bytes of KV that each tier holds now: cells in use, the host's memory, files."""
@@ -64,11 +68,24 @@ class Parking:
     def is_worth_it(self, slot: Slot) -> bool:
         """Whether the slot has cells of its own, enough to be worth moving: what several share, stays."""
         own = self._cells.n_own(slot)
-        return own >= WORTH_PARKING and self.rates.parking_pays(own, slot.length * self._memory.cell_bytes)
+        return own >= WORTH_PARKING and self.rates.parking_pays(own, self._n_bytes(slot))
+
+    def is_kept(self, slot: Slot) -> bool:
+        """Whether what the slot holds would stay in the host's memory, and push nothing large out of it.
+
+        Where that is small for the model, a conversation is better off in the cells as long as nobody needs them.
+        """
+        if self._host is None:
+            return False
+        n_bytes = self._n_bytes(slot)
+        fits = n_bytes <= max(self._host.max_bytes // SMALL, self._host.max_bytes - self._host.n_bytes)
+        return fits or self._host.refresh(slot.tokens[: slot.length])
 
     def park(self, slot: Slot) -> None:
-        """Copy what a slot holds to the host's memory, if it is worth it and not there already."""
-        if self._host is None or not slot.length or not self.is_worth_it(slot):
+        """Copy what a slot holds to the host's memory, if it is worth it, can stay there, and is not there already."""
+        if self._host is None or not slot.length or self._n_bytes(slot) > self._host.max_bytes:
+            return
+        if not self.is_worth_it(slot):
             return
         tokens = slot.tokens[: slot.length]
         if not self._host.refresh(tokens) and (data := self._save(slot)):
@@ -128,13 +145,17 @@ class Parking:
     def store(self, slot: Slot, *, wait: bool = False) -> None:
         """Write what a slot holds to the disk, if it should be there; with `wait`, when few bytes wait for that."""
         tokens = slot.tokens[: slot.length]
-        if self._host is not None and self._host.wants_stored(tokens) and (data := self._save(slot)):
+        wants = self._host is not None and self._host.wants_stored(tokens, self._n_bytes(slot))
+        if self._host is not None and wants and (data := self._save(slot)):
             self._host.store(tokens, data, wait=wait)
 
     def close(self, *, keep: bool) -> None:
         """Write what is parked to the disk, if it is to be kept, and stop using it."""
         if self._host is not None:
             self._host.close(keep=keep)
+
+    def _n_bytes(self, slot: Slot) -> int:
+        return slot.length * self._memory.cell_bytes
 
     def _save(self, slot: Slot) -> bytearray:
         began = time.perf_counter()

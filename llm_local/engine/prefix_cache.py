@@ -16,9 +16,9 @@ from collections.abc import Container, Iterable
 
 from llm_local.engine.cells import CellCount, Cells
 from llm_local.engine.host_cache import HostCache
-from llm_local.engine.parking import Parking
+from llm_local.engine.parking import WORTH_PARKING, Parking
 from llm_local.engine.pins import Pins
-from llm_local.engine.radix_tree import Tokens
+from llm_local.engine.radix_tree import Tokens, common_prefix
 from llm_local.engine.slots import Memory, Slot, SlotIndex
 
 SCATTERED = 512
@@ -65,7 +65,13 @@ class PrefixCache:
 
     def match(self, tokens: Tokens) -> tuple[Slot | None, int]:
         """Return the slot with the longest common prefix, and its length; idle slots win ties."""
-        return self._index.match(tokens)
+        source, common = self._index.match(tokens)
+        if source is None or self._memory.holds(source.id, common):
+            return source, common
+        # A sliding window went over it; another slot may have as much, or a bit less.
+        lengths = ((slot, common_prefix(slot.tokens[: slot.length], tokens)) for slot in self.slots)
+        whole = [(slot, n) for slot, n in lengths if n and self._memory.holds(slot.id, n)]
+        return max(whole, key=lambda found: (found[1], not found[0].busy), default=(None, 0))
 
     def cell_count(self) -> CellCount:
         """Return what the cells are for. Any thread: between two steps of the engine, numbers may be of either."""
@@ -132,7 +138,8 @@ class PrefixCache:
         if self._park_after is None or not scattered or any(slot.busy for slot in self.slots):
             return
         for slot in self.slots:
-            self._evict(slot)
+            if slot.length < WORTH_PARKING or self.parking.is_kept(slot):
+                self._evict(slot)
         self.cells.peak = 0
 
     def _restore(self, tokens: Tokens, reserve: int) -> tuple[Slot, int] | None:
@@ -167,7 +174,8 @@ class PrefixCache:
                 return
 
     def _is_parkable(self, slot: Slot) -> bool:
-        return not slot.busy and slot.length > 0 and not slot.is_pin and self.parking.is_worth_it(slot)
+        idle = not slot.busy and slot.length > 0 and not slot.is_pin
+        return idle and self.parking.is_worth_it(slot) and self.parking.is_kept(slot)
 
     def _evict(self, slot: Slot) -> None:
         """Empty a slot; what is worth it goes to the host's memory."""
@@ -223,7 +231,11 @@ class PrefixCache:
         others = [other for other in self.slots if not other.busy and other is not slot and not other.is_pin]
         if slot.is_pin:
             target = slot
-        elif not others or any(other.is_pin for other in self._index.ends_at(prefix)):
+        elif (
+            not others
+            or any(self._has_pin(other) for other in self._index.ends_at(prefix))
+            or not self._memory.holds(slot.id, slot.pin)
+        ):
             return
         else:
             target = min(others, key=lambda other: (other.length > 0, other.used_at))
@@ -232,6 +244,9 @@ class PrefixCache:
             self._index.update(target)
             target.pin, target.used_at, target.idle_since = slot.pin, self._clock, self._step
         self.parking.store(target)
+
+    def _has_pin(self, slot: Slot) -> bool:
+        return slot.is_pin and self._memory.holds(slot.id, slot.length)
 
     def close(self, *, keep: bool) -> None:
         """Write what is worth it to the disk, if the native contents are to be trusted, and stop using it."""

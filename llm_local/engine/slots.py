@@ -25,6 +25,10 @@ class Memory(Protocol):
         """Let `target` own the first `length` cells of `source`, too."""
         ...
 
+    def holds(self, slot: int, length: int) -> bool:
+        """Tell whether the slot still has all that a token behind its first `length` looks at."""
+        ...
+
     def save(self, slot: int) -> bytearray:
         """Return what the slot holds; empty when that is not possible."""
         ...

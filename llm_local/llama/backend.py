@@ -134,6 +134,7 @@ class LlamaBackend:
         self.n_outputs = native.n_outputs_max
         self.row_costs = row_costs(model, kv_type=params.kv_type, flash_attention=params.flash_attention)
         self.can_share = not model.is_recurrent
+        self._n_swa = int(llama_cpp.llama_model_n_swa(model.model))
         self.cell_bytes = 0
         self._params = native
         self._end_tokens = model.end_tokens
@@ -173,8 +174,21 @@ class LlamaBackend:
         """Share a prefix; see `Backend.share`."""
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
 
+    def holds(self, slot: int, length: int) -> bool:
+        """Tell whether a slot has what follows its first tokens looks at; see `Backend.holds`.
+
+        In layers with a sliding window llama.cpp takes any cell that lies outside of the window of the one sequence
+        that owns it, `swa_full` or not. That is right for that sequence, but not for one that shares its beginning.
+        """
+        if not self._n_swa or not length:
+            return True
+        first = int(llama_cpp.llama_memory_seq_pos_min(self._memory, slot))
+        return 0 <= first <= max(length - self._n_swa + 1, 0)
+
     def save(self, slot: int) -> bytearray:
         """Copy the KV of a slot out; see `Backend.save`."""
+        if not self.holds(slot, 1):
+            return bytearray()
         try:
             data = bytearray(llama_cpp.llama_state_seq_get_size(self._context, slot))
         except MemoryError:
@@ -196,7 +210,9 @@ class LlamaBackend:
         same = {name: getattr(self._params, name) for name in STATE_PARAMS}
         weights = {"architecture": self._model.architecture, "sha256_of_parts": fingerprint(self._model.path)}
         build = {"llama_cpp": llama_cpp.__version__, "byteorder": sys.byteorder}
-        return json.dumps({**weights, **build, **same}, sort_keys=True)
+        # Those of earlier versions may lack cells of layers with a sliding window.
+        whole = {"whole_windows": True} if self._n_swa else {}
+        return json.dumps({**weights, **build, **same, **whole}, sort_keys=True)
 
     def new_sampler(self, params: SamplingParams, prompt: tuple[Token, ...]) -> LlamaSampler:
         """Build a sampler chain over this context's logits."""

@@ -274,6 +274,8 @@ class NarrowedSampling:
         inside = float(np.exp((values - largest) / temperature, dtype=np.float64).sum())
         mass = _mass_outside(logits, ids, largest, temperature)
         outside = float(mass.sum(dtype=np.float64))
+        if not math.isfinite(inside + outside):
+            return False
         at = self._random.random() * (inside + outside) - inside
         if at < 0:
             return True

@@ -47,7 +47,8 @@ class LlamaDrafter:
         self._backend = LlamaBackend(model, params)
         self._tokens: list[Tokens] = [np.zeros(window, np.int32) for _ in range(params.n_slots)]
         self._lengths = [0] * params.n_slots
-        self._rows = Rows(max(params.n_batch, params.n_slots), self._backend.row_costs.tile)
+        self._rows = Rows(params.n_batch, self._backend.row_costs.tile)
+        self._piece = min(PIECE_ROWS, params.n_batch)
         self._window = window
         self._costs = StepCosts(self._backend.row_costs, StepTime())
         for work, seconds in self._backend.warm_up():
@@ -61,8 +62,8 @@ class LlamaDrafter:
         """Draft greedily; see `Drafter.draft`."""
         try:
             behind = {sequence.slot: self._align(sequence) for sequence in wanted}
-            ready = [sequence for sequence in wanted if behind[sequence.slot] <= PIECE_ROWS]
-            self._read([sequence for sequence in wanted if behind[sequence.slot] > PIECE_ROWS])
+            ready = [sequence for sequence in wanted if behind[sequence.slot] <= self._piece]
+            self._read([sequence for sequence in wanted if behind[sequence.slot] > self._piece])
             drafted = self._write(ready, n)
         except (NoRoom, DecodeFailed):
             self._forget_all()
@@ -74,7 +75,7 @@ class LlamaDrafter:
         slot, tokens = sequence.slot, sequence.tokens[: sequence.length]
         common = common_prefix(self._tokens[slot][: self._lengths[slot]], tokens[:-1])
         self._trim(slot, common)
-        if len(tokens) - common > PIECE_ROWS:
+        if len(tokens) - common > self._piece:
             common = self._share(slot, tokens[:-1], common)
         return len(tokens) - common
 
@@ -84,7 +85,7 @@ class LlamaDrafter:
             common_prefix(have[:length], tokens) for have, length in zip(self._tokens, self._lengths, strict=True)
         ]
         best = int(np.argmax(lengths))
-        if best == slot or lengths[best] <= common:
+        if best == slot or lengths[best] <= common or not self._backend.holds(best, lengths[best]):
             return common
         self._trim(slot, 0)
         self._backend.share(best, slot, lengths[best])
@@ -97,7 +98,7 @@ class LlamaDrafter:
         for sequence in sequences[:1]:
             start = self._lengths[sequence.slot]
             self._rows.clear()
-            self._add(sequence.slot, sequence.tokens[start : start + PIECE_ROWS])
+            self._add(sequence.slot, sequence.tokens[start : start + self._piece])
             self._decode()
 
     def _write(self, sequences: list[Sequence], n: int) -> dict[int, list[Token]]:

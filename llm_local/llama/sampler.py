@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import math
 import secrets
+from dataclasses import replace
 from typing import Any
 
 import llama_cpp
@@ -32,6 +33,10 @@ MOST_BIASES = 64
 _get_logits = ctypes.PyDLL(llama_cpp.llama_cpp._lib._name).llama_get_logits_ith
 _get_logits.argtypes = [llama_cpp.llama_context_p_ctypes, ctypes.c_int32]
 _get_logits.restype = ctypes.c_void_p
+
+LEAST_TEMPERATURE, LEAST_REPEAT_PENALTY = 1e-5, 1e-5
+"""Below them logits divided by either overflow 32-bit floats, and what is chosen has nothing to do with them. At these
+values the likeliest token, or one that was repeated, has all of the probability already."""
 
 MIROSTAT_M = 100
 """Tokens that Mirostat 1 estimates its slope from (the paper's value, arXiv:2007.14966)."""
@@ -60,6 +65,7 @@ class LlamaSampler:
         n_ctx: int,
         device: DeviceSampling | None = None,
     ) -> None:
+        params = _computable(params)
         self._device = device
         self._runs_on_device = device is not None and runs_on_device(params)
         self._device_slot: int | None = None
@@ -221,6 +227,12 @@ class LlamaSampler:
         if params.mirostat == 1:
             return llama_cpp.llama_sampler_init_mirostat(model.n_vocab, seed, tau, eta, MIROSTAT_M)
         return llama_cpp.llama_sampler_init_mirostat_v2(seed, tau, eta)
+
+
+def _computable(params: SamplingParams) -> SamplingParams:
+    """Return the parameters with those in range that 32-bit floats cannot compute with."""
+    temperature = params.temperature if params.temperature >= LEAST_TEMPERATURE else 0.0
+    return replace(params, temperature=temperature, repeat_penalty=max(params.repeat_penalty, LEAST_REPEAT_PENALTY))
 
 
 def _address(sampler: Any) -> int:

@@ -142,19 +142,33 @@ def _entry(piece: bytes, logprob: float) -> dict[str, Any]:
     return {"token": token_text(piece), "logprob": finite(logprob), "bytes": list(piece)}
 
 
+class TextOffsets:
+    """Where the tokens of a text begin, in characters from its start; told of them one after the other."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def skip(self, text: str) -> None:
+        """A text whose tokens are not told comes before the next ones."""
+        self._next += len(text)
+
+    def of(self, piece: bytes) -> int:
+        """Return where the next token begins; one that goes on with a character begins where that does."""
+        begin = self._next
+        self._next += len(self._decoder.decode(piece))
+        return begin
+
+
 def completion_logprobs(
-    entries: tuple[TokenLogprob, ...] | list[TokenLogprob], offset: int, *, with_top: bool
+    entries: tuple[TokenLogprob, ...] | list[TokenLogprob], offsets: TextOffsets, *, with_top: bool
 ) -> dict[str, Any]:
-    """Return the `logprobs` object of completions; offsets count characters from the start of the text."""
-    offsets, decoder = [], codecs.getincrementaldecoder("utf-8")("replace")
-    for entry in entries:
-        offsets.append(offset)
-        offset += len(decoder.decode(entry.piece))
+    """Return the `logprobs` object of completions."""
     return {
         "tokens": [token_text(entry.piece) for entry in entries],
         "token_logprobs": [None if entry.logprob is None else finite(entry.logprob) for entry in entries],
         "top_logprobs": [_top(entry) for entry in entries] if with_top else None,
-        "text_offset": offsets,
+        "text_offset": [offsets.of(entry.piece) for entry in entries],
     }
 
 

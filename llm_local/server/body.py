@@ -89,7 +89,8 @@ def explain(error: ValidationError, value: Any, kind: type[BaseModel]) -> Reques
     path = _path(first, value)
     param = ".".join(str(part) for part in path)
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(path[-1]), kind.model_fields, n=1) if len(path) == 1 else []
+        param = _short(param)
+        near = difflib.get_close_matches(param, kind.model_fields, n=1) if len(path) == 1 else []
         hint = f" Did you mean '{near[0]}'?" if near else ""
         return UnknownParameter(f"Unknown parameter: '{param}'.{hint}", param=param)
     same = [_reason(detail) for detail in details if _path(detail, value) == path]
@@ -183,5 +184,8 @@ def _kind(value: Any) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, (dict, list)):
         return _kind(value)
-    text = orjson.dumps(value, default=str).decode()
+    return _short(orjson.dumps(value, default=str).decode())
+
+
+def _short(text: str) -> str:
     return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."

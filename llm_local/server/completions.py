@@ -12,7 +12,7 @@ from starlette.responses import Response
 from llm_local.engine.stream import Stream
 from llm_local.engine.types import Delta, TokenLogprob, Usage
 from llm_local.errors import ContextLengthExceeded, RequestError
-from llm_local.server.answers import Choice, Envelope, completion_logprobs, timings_json, usage_json
+from llm_local.server.answers import Choice, Envelope, TextOffsets, completion_logprobs, timings_json, usage_json
 from llm_local.server.body import read_body
 from llm_local.server.chat import progress_json
 from llm_local.server.generation import (
@@ -151,21 +151,22 @@ def _mean_logprob(choice: Choice) -> float:
 def _choice(index: int, body: CompletionRequest, prompt: _Prompt, choice: Choice) -> dict[str, Any]:
     echoed = prompt.text if body.echo else ""
     entries = [*choice.prompt_logprobs, *choice.logprobs]
-    offset = len(echoed) if body.echo and not choice.prompt_logprobs else 0
+    offsets = TextOffsets()
+    offsets.skip("" if choice.prompt_logprobs else echoed)
     return {
         "index": index,
         "text": echoed + "".join(choice.text),
-        "logprobs": _logprobs(body, entries, offset),
+        "logprobs": _logprobs(body, entries, offsets),
         "finish_reason": choice.finish,
     }
 
 
 def _logprobs(
-    body: CompletionRequest, entries: list[TokenLogprob] | tuple[TokenLogprob, ...], offset: int
+    body: CompletionRequest, entries: list[TokenLogprob] | tuple[TokenLogprob, ...], offsets: TextOffsets
 ) -> dict[str, Any] | None:
     if body.logprobs is None:
         return None
-    return completion_logprobs(entries, offset, with_top=body.logprobs > 0)
+    return completion_logprobs(entries, offsets, with_top=body.logprobs > 0)
 
 
 async def _events(
@@ -179,7 +180,8 @@ async def _events(
     include_usage = body.stream_options is not None and body.stream_options.include_usage
     common: dict[str, Any] = {"usage": None} if include_usage else {}
     n_sequences = len(prompts) * body.n
-    offsets = [0] * n_sequences
+    # By the tokens that were scored: a text may be held back, and then comes without them or with those of others.
+    offsets = [TextOffsets() for _ in range(n_sequences)]
     to_echo = {index: prompts[index // body.n].text for index in range(n_sequences)} if body.echo else {}
     usages: dict[int, Usage] = {}
     finishes = []
@@ -193,14 +195,13 @@ async def _events(
             echoed = to_echo.pop(delta.index, "")
             text = echoed + delta.text
             entries = (*delta.prompt_logprobs, *delta.logprobs)
-            start = offsets[delta.index] + (0 if delta.prompt_logprobs else len(echoed))
+            offsets[delta.index].skip("" if delta.prompt_logprobs else echoed)
             choice = {
                 "index": delta.index,
                 "text": text,
-                "logprobs": _logprobs(body, entries, start),
+                "logprobs": _logprobs(body, entries, offsets[delta.index]),
                 "finish_reason": delta.finish,
             }
-            offsets[delta.index] += len(text)
             more = dict(common)
             if delta.usage is not None and (delta.finish is not None or body.timings_per_token):
                 more["timings"] = timings_json(delta.usage)

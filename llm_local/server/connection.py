@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 import orjson
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from llm_local.config import Settings
 from llm_local.errors import HeadersTooLarge, LLMLocalError, ReceiveTimeout, RequestError, TooManyConnections
@@ -41,6 +41,8 @@ class Connection(HttpToolsProtocol):
         self._reader_timer: asyncio.TimerHandle | None = None
         self._in_message = False
         self._in_head = False
+        self._at_work: RequestResponseCycle | None = None
+        """Of pipelined requests the one that is being answered; `cycle` is the one that came last."""
         self._head_bytes = 0
         self._unfinished_bytes = 0
 
@@ -59,9 +61,12 @@ class Connection(HttpToolsProtocol):
         self._expect_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Forget the connection; what is being answered learns that its client has left."""
         self._stop_timer()
         self._stop_reader_timer()
+        if self._at_work is not None and not self._at_work.response_complete:
+            self._at_work.disconnected = True
+            self._at_work.message_event.set()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -117,6 +122,9 @@ class Connection(HttpToolsProtocol):
         """The head is whole."""
         self._in_head = False
         super().on_headers_complete()
+        if len(self.pipeline) == 1:
+            # Uvicorn stops reading while a request waits for its turn, and would not see that the client has left.
+            self.flow.resume_reading()
 
     def on_message_complete(self) -> None:
         """The request is whole."""
@@ -130,6 +138,10 @@ class Connection(HttpToolsProtocol):
             self._stop_timer()
             self._expect_request()
         super().on_response_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._at_work = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _unsupported_upgrade_warning(self) -> None:
         log.debug("a client asked for another protocol and was not heard")
@@ -178,7 +190,8 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, error: LLMLocalError) -> None:
         """Close the connection, with an answer where none has begun."""
         self._stop_timer()
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        answered = self._at_work
+        if answered is None or answered.response_complete or not answered.response_started:
             self._metrics.refused(error)
             self.transport.write(_raw(error))
         self.transport.close()

@@ -79,7 +79,7 @@ def _inputs(body: EmbeddingRequest, vocabulary: Vocabulary, embedder: Embeddings
         if not item:
             raise RequestError("An input must not be empty.", param=param)
         if isinstance(item, str):
-            check_length(item, vocabulary, embedder.window, param)
+            check_length(item, vocabulary, embedder.window, param, embeds=True)
             tokens = vocabulary.tokenize(item)
         else:
             check_tokens(item, vocabulary, param)
@@ -87,7 +87,7 @@ def _inputs(body: EmbeddingRequest, vocabulary: Vocabulary, embedder: Embeddings
         if not tokens:
             raise RequestError("An input must have at least one token.", param=param)
         if len(tokens) > embedder.window:
-            raise ContextLengthExceeded(len(tokens), embedder.window, param=param)
+            raise ContextLengthExceeded(len(tokens), embedder.window, param=param, embeds=True)
         out.append(tokens)
     return out
 

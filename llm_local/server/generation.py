@@ -176,7 +176,7 @@ async def start(runtime: Runtime, requests: list[GenerationRequest], spec: Spec 
     return loaded.engine.submit(requests, samplers, constraints)
 
 
-def check_length(text: str, vocabulary: Vocabulary, window: int, param: str) -> None:
+def check_length(text: str, vocabulary: Vocabulary, window: int, param: str, *, embeds: bool = False) -> None:
     """Refuse a text that cannot fit the window before time is spent on tokenizing it.
 
     Raises:
@@ -184,7 +184,7 @@ def check_length(text: str, vocabulary: Vocabulary, window: int, param: str) -> 
     """
     least = vocabulary.least_tokens(text)
     if least > window:
-        raise ContextLengthExceeded(least, window, param=param, at_least=True)
+        raise ContextLengthExceeded(least, window, param=param, at_least=True, embeds=embeds)
 
 
 def check_tokens(tokens: SequenceOf[int], vocabulary: Vocabulary, param: str) -> None:

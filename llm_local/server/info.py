@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as SequenceOf
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from llm_local.server.runtime import Runtime, ServedModel
 from llm_local.server.schema import DetokenizeRequest, TokenizeRequest
 from llm_local.server.stream import json_response
 
+MAX_PIECES = 2**17
+"""Tokens of which each is looked up: so many take a tenth of a second."""
 MAX_SPECIAL = 16384
 """Special tokens in a text for `/tokenize`; the time to find them grows with the square of their number."""
 
@@ -70,6 +73,7 @@ async def tokenize(request: Request) -> Response:
     )
     if not body.with_pieces:
         return json_response({"tokens": tokens})
+    _check_number(tokens, "content")
     pieces = await runtime.in_worker(
         lambda: [{"id": t, "piece": _piece(vocabulary.piece(t, special=True))} for t in tokens]
     )
@@ -81,8 +85,14 @@ async def detokenize(request: Request) -> Response:
     runtime: Runtime = request.app.state.runtime
     body = await read_body(request, DetokenizeRequest, runtime.settings.max_body_bytes)
     vocabulary = runtime.ready.model.vocabulary
+    _check_number(body.tokens, "tokens")
     await runtime.in_worker(check_tokens, body.tokens, vocabulary, "tokens")
     return json_response({"content": await runtime.in_worker(vocabulary.detokenize, body.tokens)})
+
+
+def _check_number(tokens: SequenceOf[int], param: str) -> None:
+    if len(tokens) > MAX_PIECES:
+        raise RequestError(f"At most {MAX_PIECES} tokens are looked up at once, not {len(tokens)}.", param=param)
 
 
 def _piece(piece: bytes) -> str | list[int]:

@@ -52,12 +52,20 @@ def prediction_tokens(body: ChatRequest, loaded: Loaded) -> list[int]:
 
 
 def render(body: ChatRequest | ApplyTemplateRequest, template: ChatTemplate) -> str:
-    """Return the prompt text of a conversation, with its tools where it has some."""
+    """Return the prompt text of a conversation, with its tools where it has some.
+
+    Raises:
+        RequestError: the template refuses it, or tools or arguments of calls are nested too deep.
+    """
     dialect = dialect_of(template.source)
     tools = shown_tools(body)
     messages = [_message(message, f"messages.{index}") for index, message in enumerate(body.messages)]
+    try:
+        prepared = dialect.prepare(messages, tools)
+    except RecursionError:
+        raise RequestError("The tools, or the arguments of calls, are nested too deep.", param="messages") from None
     return template.render(
-        dialect.prepare(messages, tools),
+        prepared,
         tools=tools if dialect.in_template else None,
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message,

@@ -27,6 +27,17 @@ def _only_false(value: bool) -> bool:
 # No `Literal[False]`, which takes 0 for the same.
 Ban = Annotated[bool, AfterValidator(_only_false), WithJsonSchema({"const": False})]
 
+MAX_BREAKER_BYTES = 40
+"""llama.cpp cuts longer ones."""
+
+
+def _breaker(value: str) -> str:
+    if "\0" in value or len(value.encode()) > MAX_BREAKER_BYTES:
+        raise ValueError(f"must have at most {MAX_BREAKER_BYTES} bytes, none of them 0")
+    return value
+
+
+Breaker = Annotated[str, Field(min_length=1, max_length=MAX_BREAKER_BYTES), AfterValidator(_breaker)]
 MAX_STOPS = 16
 MAX_TOOLS = 128
 INT64 = 2**63
@@ -62,7 +73,7 @@ class SamplingFields(Body):
     dry_base: Annotated[float, Field(ge=1, le=100)] = 1.75
     dry_allowed_length: Annotated[int, Field(ge=0, lt=2**31)] = 2
     dry_penalty_last_n: Annotated[int, Field(ge=-1, lt=2**31)] = Field(-1, description="-1 is the whole context")
-    dry_sequence_breakers: Annotated[list[Text], Field(max_length=16)] = Field(default=["\n", ":", '"', "*"])
+    dry_sequence_breakers: Annotated[list[Breaker], Field(max_length=16)] = Field(default=["\n", ":", '"', "*"])
     xtc_probability: Probability = 0.0
     xtc_threshold: Probability = 0.1
     mirostat: Annotated[int, Field(ge=0, le=2)] = 0
@@ -257,6 +268,8 @@ class ResponseFormat(Body):
             raise ValueError("a response_format of type 'json_schema' needs 'json_schema'")
         if self.type != "json_schema" and self.json_schema is not None:
             raise ValueError(f"'json_schema' is not allowed when 'type' is '{self.type}'")
+        if self.type != "json_object" and self.schema_ is not None:
+            raise ValueError(f"'schema' is not allowed when 'type' is '{self.type}', only when it is 'json_object'")
         return self
 
     def enforced(self) -> JsonSpec | None:

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import orjson
 
-from llm_local.errors import DeadlineExceeded, Draining, UpstreamFailed
+from llm_local.errors import DeadlineExceeded, Draining, RequestError, UpstreamFailed
 from llm_local.server.upstream_errors import from_answer, from_exception
 
 log = logging.getLogger(__name__)
@@ -73,12 +73,17 @@ class Exchange:
         """Send the request and read the head of the answer; of an error, all of it.
 
         Raises:
+            RequestError: the body is nested too deep.
             DeadlineExceeded, Draining, UpstreamRefused, UpstreamFailed, UpstreamUnavailable: it failed.
         """
+        try:
+            content = orjson.dumps(body)
+        except orjson.JSONEncodeError:  # It reads four times as many levels as it writes.
+            raise RequestError("The body is nested too deep.") from None
         request = http.build_request(
             "POST",
             url + path,
-            content=orjson.dumps(body),
+            content=content,
             headers={"Content-Type": "application/json", "X-Request-Id": request_id},
         )
         async with self.guard():

@@ -8,7 +8,7 @@ import pytest
 
 from llm_local.engine.admission import Admission
 from llm_local.engine.types import GenerationRequest, SamplingParams, Usage
-from llm_local.errors import QueueFull
+from llm_local.errors import DeadlineExceeded, QueueFull
 
 
 def asked(timeout_s: float | None = None, priority: int = 0) -> list[GenerationRequest]:
@@ -46,6 +46,11 @@ def test_urgent_requests_wait_only_for_those_that_are_as_urgent() -> None:
 def test_nothing_is_predicted_from_a_few_answers_or_with_free_places() -> None:
     busy(n_open=9, answer_s=30.0, n_answers=3).check(asked(0.1))
     busy(n_open=1, answer_s=30.0).check(asked(0.1))
+
+
+def test_a_deadline_that_has_passed_is_no_busy_server() -> None:
+    with pytest.raises(DeadlineExceeded):
+        busy(n_open=0, answer_s=1.0).check(asked(-0.01))
 
 
 def test_a_full_queue_is_refused_whatever_the_timeout() -> None:

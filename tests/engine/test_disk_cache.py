@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -237,6 +240,61 @@ def test_a_folder_that_cannot_be_used_ends_the_start(tmp_path: Path) -> None:
         with pytest.raises(StartupError, match=r"disk_cache_dir is .*cannot be read and written") as caught:
             DiskCache.open(folder, KEY, 10**6)
         assert "\n" not in str(caught.value)
+
+
+def test_a_disk_that_is_full_at_the_start_is_read_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tier = Tier(tmp_path, 10**6)
+    tier.store(prompt_of(1))
+    tier.disk.close()
+
+    def full(**_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(disk_cache.tempfile, "NamedTemporaryFile", full)
+    with caplog.at_level(logging.WARNING):
+        again = Tier(tmp_path, 10**6)
+    assert f"the disk of {tmp_path} is full" in caplog.text
+    assert again.has(prompt_of(1))
+    again.disk.close()
+
+
+def test_a_folder_that_is_removed_meanwhile_is_made_again(tmp_path: Path) -> None:
+    tier = Tier(tmp_path / "cache", 10**6)
+    tier.store(prompt_of(1))
+    shutil.rmtree(tmp_path / "cache")
+    tier.store(prompt_of(2))
+    assert len(files(tmp_path / "cache")) == 1
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+    tier.disk.close()
+
+
+def test_nothing_goes_for_what_cannot_be_written_beside_what_is_being_written(tmp_path: Path) -> None:
+    size = disk_file.file_bytes(KEY, 80, 1000)
+    tier = Tier(tmp_path, 3 * size)
+    tier.store(prompt_of(1))
+    # As at shutdown, where nobody takes in that the second one is written.
+    tier.disk.store(array(prompt_of(2)), bytearray(1000))
+    tier.disk.store(array(prompt_of(3)), bytearray(1000 + 2 * size))
+    assert tier.has(prompt_of(1))
+    tier.disk.close()
+
+
+def test_what_the_host_tier_could_not_take_back_is_not_written(tmp_path: Path) -> None:
+    disk = DiskCache.open(tmp_path, KEY, 10**6)
+    host = HostCache(400, disk)
+    assert host.wants_stored(array(prompt_of(1)), 400)
+    assert not host.wants_stored(array(prompt_of(1)), 401)
+
+    async def scenario() -> None:
+        backend = FakeBackend(n_ctx=512)
+        async with running(backend, host=host) as engine:
+            await collect(engine.submit([request(prompt_of(1, length=90), 1)]))
+            await collect(engine.submit([request(prompt_of(2, length=110), 1)]))
+
+    asyncio.run(scenario())
+    assert len(files(tmp_path)) == 1
 
 
 def test_a_disk_that_is_full_turns_the_tier_off_with_one_warning(

@@ -130,6 +130,7 @@ def test_an_answer_is_the_same_alone_batched_chunked_warm_shared_guessed_and_pre
             "drafter": choose.choice([None, FakeDrafter()]),
         }
         backend.fail_load = choose.random() < 0.1
+        backend.window = choose.choice([None, None, 8])
         async with running(backend, **options) as engine:
             if choose.random() < 0.5:
                 await warm(engine, [array(prefix) for prefix in prefixes if len(prefix) < 40])

@@ -218,6 +218,81 @@ def test_what_is_idle_makes_way_before_a_long_prompt_where_holes_between_cells_c
     assert run(backend, cache, array([*other, 1])) == 50
 
 
+@pytest.mark.parametrize(("host_bytes", "lengths"), [(300, [100]), (500, [100, 101]), (30, [100, 90])])
+def test_what_the_host_tier_cannot_hold_stays_in_the_cells_until_they_are_needed(
+    host_bytes: int, lengths: list[int]
+) -> None:
+    backend = FakeBackend(n_ctx=1000, n_slots=8)
+    cache = PrefixCache(backend, 8, 1000, 900, HostCache(host_bytes), park_after=8)
+    conversations = [array(range(1000 * n, 1000 * n + length)) for n, length in enumerate(lengths, 1)]
+    for tokens in conversations:
+        run(backend, cache, tokens)
+    run(backend, cache, array(range(5)))
+    for _ in range(100):
+        cache.next_step()
+    # All idle: what lies far behind in the cells is gathered.
+    cache.cells.peak = 1000
+    run(backend, cache, array(range(10, 15)))
+    for tokens in conversations:
+        assert run(backend, cache, array([*tokens.tolist(), 7])) == len(tokens)
+    for n in (5000, 6000):
+        assert run(backend, cache, array(range(n, n + 900))) == 0, "they go when somebody needs the cells"
+
+
+def test_a_pinned_prefix_that_the_host_tier_cannot_hold_is_not_gathered() -> None:
+    backend = FakeBackend(n_ctx=1000, n_slots=8)
+    cache = PrefixCache(backend, 8, 1000, 900, HostCache(100), park_after=8)
+    cache.pin(array(range(200)))
+    run(backend, cache, array(range(200)))
+    cache.cells.peak = 1000
+    assert run(backend, cache, array([*range(200), 7])) == 200
+
+
+def test_small_sequences_may_push_each_other_out_of_the_host_tier() -> None:
+    """Idle cells cost time in each step of a CPU, and chats that are over seldom go on."""
+    backend = FakeBackend(n_ctx=1000, n_slots=8)
+    host = HostCache(2000)
+    cache = PrefixCache(backend, 8, 1000, 900, host, park_after=4)
+    for n in range(1, 20):
+        run(backend, cache, array(range(100 * n, 100 * n + 40)))
+        for _ in range(8):
+            cache.next_step()
+    assert cache.cells.n_used == 0
+    assert 1800 < host.n_bytes <= 2000
+
+
+def test_what_a_sliding_window_went_over_is_neither_shared_nor_kept() -> None:
+    backend = FakeBackend(n_ctx=500, n_slots=6)
+    backend.window = 8
+    host = HostCache(10_000)
+    cache = PrefixCache(backend, 6, 500, 300, host)
+    run(backend, cache, array(range(100)))
+    run(backend, cache, array(range(30)))
+    long = next(slot for slot in cache.slots if slot.length == 100)
+    backend.first[long.id] = 60
+    assert cache.match(array([*range(40), 7])) == (next(s for s in cache.slots if s.length == 30), 30)
+    assert cache.match(array([*range(70), 7])) == (long, 70), "it has the window of that"
+    assert cache.match(array([*range(66), 7]))[1] == 30, "but for the first token of it"
+    assert run(backend, cache, array([*range(40), 7])) == 30
+    # What is left of it is not parked either.
+    cache._evict(long)
+    assert host.match(array(range(100)))[1] == 0
+
+
+def test_a_pin_that_a_sliding_window_went_over_is_made_again() -> None:
+    backend = FakeBackend(n_ctx=500, n_slots=6)
+    backend.window = 8
+    cache = PrefixCache(backend, 6, 500, 300)
+    cache.pin(array(range(40)))
+    run(backend, cache, array([*range(40), 7]))
+    (pin,) = (slot for slot in cache.slots if slot.is_pin)
+    for slot in cache.slots:
+        backend.first[slot.id] = min(35, slot.length)
+    assert run(backend, cache, array([*range(40), 8])) == 0
+    assert run(backend, cache, array([*range(40), 9])) == 40
+    assert pin.is_pin
+
+
 def test_a_longer_sequence_does_not_take_the_place_of_a_pinned_one_in_the_host_tier() -> None:
     host, pins = HostCache(10_000), Pins()
     host.connect(lambda report: None, pins)

@@ -292,6 +292,7 @@ def traffic(seed: int, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
             "drafter": choose.choice([None, FakeDrafter()]),
         }
         backend.fail_load = choose.random() < 0.1
+        backend.window = choose.choice([None, None, 8])
         with stepped(backend, **options) as run:
             for number in range(30):
                 prompt = choose.choice(prefixes) + tuple(choose.choices(range(256), k=choose.randint(1, 20)))
@@ -300,7 +301,7 @@ def traffic(seed: int, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
                 if choose.random() < 0.3:
                     one = with_stops(choose, one, spec)
                 leaves = choose.randint(0, 60) if choose.random() < 0.4 else None
-                with contextlib.suppress(QueueFull):  # Its deadline is nearer than its turn.
+                with contextlib.suppress(QueueFull, DeadlineExceeded):  # Its deadline is nearer than its turn.
                     run.submit([one] * choose.choice([1, 1, 1, 2, 3]), spec, leaves)
                 for _ in range(choose.choice([0, 0, 1, 5, 30])):
                     if faulty and choose.random() < 0.05:

@@ -24,7 +24,7 @@ from llm_local.engine.logprobs import log_sum_exp
 from llm_local.engine.types import GenerationRequest, SamplingParams
 from llm_local.errors import DecodeFailed, StartupError
 from llm_local.llama.backend import ContextParams, LlamaBackend
-from llm_local.llama.candidates import NarrowedSampling
+from llm_local.llama.candidates import Candidates, Chain, NarrowedSampling, Rule
 from llm_local.llama.embedder import Embedder
 from llm_local.llama.header import read_shape
 from llm_local.llama.host import locked_bytes
@@ -318,6 +318,37 @@ def test_low_temperatures_with_a_banned_favourite_never_draw_from_the_tail(
     assert 123 not in drawn
     if temperature <= 0.1:
         assert sum(drawn[int(token)] for token in best) > 190
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-50, 1e-44, 1e-40, 1e-38, 1e-6, 1e-5, 1e-4])
+@pytest.mark.parametrize(
+    "more", [{}, {"top_p": 0.9}, {"top_k": 40}, {"min_p": 0.1}, {"typical_p": 0.9}, {"mirostat": 2}]
+)
+def test_a_temperature_near_zero_is_greedy(
+    backend: LlamaBackend, smol: LlamaModel, temperature: float, more: dict[str, Any]
+) -> None:
+    """In 32-bit floats a logit divided by it is infinite, or 0 / 0: that chose the last token, or one that is none."""
+    best = draw(backend, smol, temperature=0.0, n=1)[0]
+    assert draw(backend, smol, temperature=temperature, n=3, seed=1, **more)[0] == best
+
+
+@pytest.mark.parametrize("penalty", [5e-324, 1e-50, 1e-40, 1e-38, 1e-20])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_repeat_penalty_near_zero_repeats(
+    backend: LlamaBackend, smol: LlamaModel, penalty: float, temperature: float
+) -> None:
+    seen = set(smol.tokenize(TEXT))
+    assert set(draw(backend, smol, n=5, temperature=temperature, seed=1, repeat_penalty=penalty)) <= seen
+
+
+def test_a_draw_without_numbers_is_left_to_the_chain(backend: LlamaBackend, smol: LlamaModel) -> None:
+    tokens = smol.tokenize(TEXT)
+    rows(backend, (tokens, 0, 0))
+    sampler = NarrowedSampling(
+        Candidates(smol.n_vocab), Chain(0, [], []), SamplingParams(temperature=1e-50), Rule.DRAW, [], [], 1
+    )
+    with np.errstate(all="ignore"):
+        assert sampler.sample(backend.logits(len(tokens) - 1)) is None
 
 
 def test_logits_that_are_no_numbers_are_an_error_and_no_token(backend: LlamaBackend, smol: LlamaModel) -> None:

@@ -40,6 +40,24 @@ def test_a_model_that_drafts_for_itself_is_nearly_always_right(
     assert " Madrid" in first
 
 
+def test_a_draft_model_reads_in_pieces_that_fit_a_small_batch(
+    smol: LlamaModel, smol_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Drafts, "_worthwhile", lambda self, n, rows, n_answers, most: min(most, 5))
+    params = ContextParams(2048, 16, 16, n_running=4, n_slots=20, n_threads=2)
+    drafter = LlamaDrafter(LlamaModel(smol_path), params, 1024)
+    greedy = SamplingParams(temperature=0.0, ignore_eos=True)
+    texts = [LONG + " Then one day", LONG + " In the end"]
+    requests = [
+        GenerationRequest(tuple(smol.tokenize(text)), greedy, 40, speculate=True, lookup=False) for text in texts
+    ]
+    for deltas in run_engine(LlamaBackend(smol, params), requests, drafter=drafter):
+        usage = deltas[-1].usage
+        assert usage is not None
+        assert usage.completion_tokens == 40
+        assert usage.accepted_tokens > 5
+
+
 def test_another_vocabulary_is_refused(smol: LlamaModel, qwen_path: Path) -> None:
     qwen = LlamaModel(qwen_path)
     check_same_vocabulary(qwen, qwen)

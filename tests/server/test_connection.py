@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -137,6 +137,45 @@ def test_two_requests_at_once_on_one_connection_are_answered_in_turn() -> None:
         assert answer(connection).startswith(b"HTTP/1.1 200 ")
         connection.sendall(whole[-20:])
         assert answer(connection).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_with_two_requests_under_way_frees_its_place(stream: bool, apart: bool) -> None:
+    backend = FakeBackend(n_ctx=4096, n_batch=256, n_slots=8, n_outputs=40)
+    backend.delay_s = 0.005
+    with serving(backend) as served:
+        body = json.dumps({**BODY, "max_tokens": 3000, "ignore_eos": True, "stream": stream}).encode()
+        whole = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+        with connected(served) as connection:
+            connection.sendall(whole if apart else whole + whole)
+            wait_until(lambda: served.engine.n_open == 1)
+            if apart:
+                connection.sendall(whole)
+                time.sleep(0.05)
+        # 3,000 steps would take 15 s.
+        wait_until(lambda: served.engine.n_open == 0)
+
+
+def wait_until(condition: Callable[[], bool], limit_s: float = 5.0) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_what_is_no_http_behind_a_stream_does_not_fall_into_it() -> None:
+    backend = FakeBackend(n_ctx=4096, n_batch=256, n_slots=8, n_outputs=40)
+    backend.delay_s = 0.005
+    with serving(backend) as served, connected(served) as connection:
+        body = json.dumps({**BODY, "max_tokens": 100, "ignore_eos": True, "stream": True}).encode()
+        whole = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+        connection.sendall(whole + whole)
+        data = connection.recv(1000)
+        connection.sendall(b"\x16\x03 garbage\r\n\r\n")
+        data += rest(connection)
+    assert data.count(b"HTTP/1.1 ") == 1
+    assert b"400" not in data.partition(b"\r\n\r\n")[2]
 
 
 @pytest.mark.parametrize(

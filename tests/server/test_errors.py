@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -59,6 +60,9 @@ WRONG_CHAT: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": [1] * 5000}, "messages.0", "dictionary"),
     ({"messages": MESSAGES, "logit_bias": {"1" * 5000: 1}}, "logit_bias", "256 characters"),
     ({"messages": MESSAGES, "timeout": 0}, "timeout", "greater than 0"),
+    ({"messages": MESSAGES, "dry_sequence_breakers": ["a", "b\0c"]}, "dry_sequence_breakers.1", "at most 40 bytes"),
+    ({"messages": MESSAGES, "dry_sequence_breakers": ["я" * 21]}, "dry_sequence_breakers.0", "at most 40 bytes"),
+    ({"messages": MESSAGES, "dry_sequence_breakers": ["x" * 41]}, "dry_sequence_breakers.0", "at most 40"),
     ({"messages": MESSAGES, "continue_final_message": True}, "messages", "assistant"),
     ({"messages": MESSAGES, "chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs.messages", "cannot be set"),
 ]  # fmt: skip
@@ -109,6 +113,12 @@ def test_a_prompt_over_the_window_says_both_numbers(http: httpx.Client) -> None:
     assert (answer.status_code, error["code"]) == (400, "context_length_exceeded")
     assert "1024" in error["message"]
     assert "3050" in error["message"]
+
+
+def test_an_input_over_the_window_says_which_setting_is_meant(http: httpx.Client) -> None:
+    message = error_of(http.post("/v1/embeddings", json={"input": "x" * 65}))["message"]
+    assert "to at most 64 tokens, or raise LLM_EMBEDDING_CTX" in message
+    assert "LLM_SEQ_MAX" not in message
 
 
 def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(http: httpx.Client) -> None:
@@ -293,9 +303,32 @@ def test_a_message_has_no_words_of_python(http: httpx.Client) -> None:
 
 
 def test_arguments_nested_deeply_are_not_an_internal_error(http: httpx.Client) -> None:
-    call = {"id": "1", "function": {"name": "f", "arguments": '{"a":' * 900 + "1" + "}" * 900}}
-    messages = [*MESSAGES, {"role": "assistant", "tool_calls": [call]}, *MESSAGES]
-    assert http.post(CHAT, json={"messages": messages, "max_tokens": 1}).status_code in (200, 400)
+    for depth in (900, 980, 1000, 1020, 1023):
+        call = {"id": "1", "function": {"name": "f", "arguments": '{"a":' * depth + "1" + "}" * depth}}
+        messages = [*MESSAGES, {"role": "assistant", "tool_calls": [call]}, *MESSAGES]
+        for path in (CHAT, "/apply-template"):
+            assert http.post(path, json={"messages": messages}).status_code in (200, 400), (depth, path)
+
+
+def test_tools_nested_deeply_are_not_an_internal_error(http: httpx.Client) -> None:
+    for depth in (900, 980, 1000, 1010, 1015):
+        deep = '{"items":' * depth + "{}" + "}" * depth
+        tool = f'{{"type": "function", "function": {{"name": "f", "parameters": {deep}}}}}'
+        body = f'{{"messages": {json.dumps(MESSAGES)}, "tools": [{tool}], "max_tokens": 1}}'
+        for path in (CHAT, "/apply-template"):
+            answer = http.post(path, content=body, headers={"Content-Type": "application/json"})
+            assert answer.status_code in (200, 400), (depth, path, answer.text)
+
+
+def test_a_deadline_that_passes_before_the_queue_is_504(http: httpx.Client) -> None:
+    answer = http.post(CHAT, json={"messages": MESSAGES, "timeout": 1e-6})
+    assert (answer.status_code, answer.headers.get("retry-after")) == (504, None)
+
+
+def test_a_name_that_is_not_known_is_not_sent_back_whole(http: httpx.Client) -> None:
+    answer = http.post(CHAT, json={"messages": MESSAGES, "k" * 500_000: 1})
+    assert error_of(answer)["code"] == "unknown_parameter"
+    assert len(answer.content) < 1000
 
 
 def test_a_wait_that_would_outlast_the_timeout_is_429_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

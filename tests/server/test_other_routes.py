@@ -88,6 +88,25 @@ def test_offsets_of_echoed_text_count_characters(http: httpx.Client) -> None:
     assert scores["text_offset"] == sorted(scores["text_offset"])
 
 
+@pytest.mark.parametrize("echo", [False, True])
+@pytest.mark.parametrize("stop", [None, ["\n\n", "zzzz", "abcdefgh"]])
+def test_offsets_are_the_same_when_streamed_and_text_is_held_back(
+    http: httpx.Client, echo: bool, stop: list[str] | None
+) -> None:
+    body = {"prompt": "яb", "max_tokens": 60, "echo": echo, "logprobs": 1, "temperature": 0, "stop": stop}
+    whole = http.post("/v1/completions", json=body).json()["choices"][0]
+    offsets: list[int] = []
+    tokens: list[str] = []
+    for line in http.post("/v1/completions", json={**body, "stream": True}).text.split("\n"):
+        if line.startswith("data: {"):
+            for choice in json.loads(line[6:])["choices"]:
+                offsets += choice["logprobs"]["text_offset"] if choice["logprobs"] else []
+                tokens += choice["logprobs"]["tokens"] if choice["logprobs"] else []
+    assert tokens == whole["logprobs"]["tokens"]
+    assert offsets == whole["logprobs"]["text_offset"]
+    assert len(set(offsets)) > 20
+
+
 def test_best_of_returns_the_likeliest(http: httpx.Client) -> None:
     fields = {"prompt": "abc", "max_tokens": 6, "seed": 3, "temperature": 1}
     every = http.post("/v1/completions", json={**fields, "n": 4, "logprobs": 0}).json()["choices"]
@@ -205,6 +224,10 @@ def test_tokenize_and_back(http: httpx.Client) -> None:
     pieces = http.post("/tokenize", json={"content": "a", "with_pieces": True}).json()["tokens"]
     assert pieces == [{"id": 97, "piece": "a"}]
     assert http.post("/detokenize", json={"tokens": [999]}).status_code == 400
+    many = http.post("/detokenize", json={"tokens": [97] * (2**17 + 1)})
+    assert (many.status_code, many.json()["error"]["param"]) == (400, "tokens")
+    many = http.post("/tokenize", json={"content": "a" * (2**17 + 1), "with_pieces": True})
+    assert (many.status_code, many.json()["error"]["param"]) == (400, "content")
     assert http.post("/tokenize", json={"content": "<" * 20000}).json()["error"]["param"] == "content"
     assert http.post("/tokenize", json={"content": "<" * 20000, "parse_special": False}).status_code == 200
 

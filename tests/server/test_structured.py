@@ -149,6 +149,8 @@ def test_the_sdk_parses_what_comes_back(client: openai.OpenAI) -> None:
     [
         ({"response_format": {"type": "json"}}, "response_format.type", None, "'json_schema'"),
         ({"response_format": {"type": "json_schema"}}, "response_format", None, "needs 'json_schema'"),
+        ({"response_format": {"type": "text", "schema": {"const": 1}}}, "response_format", None, "'json_object'"),
+        ({"response_format": {**json_schema({}), "schema": {"const": 1}}}, "response_format", None, "'json_object'"),
         ({"response_format": {"type": "json_object", "json_schema": {"name": "x"}}}, "response_format", None,
          "not allowed"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}},

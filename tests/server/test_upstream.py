@@ -161,6 +161,16 @@ def test_the_errors_of_the_upstream_come_back_as_they_are(http: httpx.Client, up
         assert (ours.status_code, error_of(ours)) == (theirs.status_code, error_of(theirs))
 
 
+def test_a_body_that_is_nested_too_deep_to_be_sent_on_is_400(http: httpx.Client) -> None:
+    for depth in (200, 300, 900):
+        deep = '{"items":' * depth + "{}" + "}" * depth
+        tool = f'{{"type": "function", "function": {{"name": "f", "parameters": {deep}}}}}'
+        body = f'{{"messages": {json.dumps(MESSAGES)}, "tools": [{tool}], "max_tokens": 1}}'
+        answer = http.post(CHAT, content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code in (200, 400), answer.text
+        assert depth < 255 or "nested too deep" in error_of(answer)["message"]
+
+
 def test_the_server_around_it_is_the_same(upstream: Served) -> None:
     settings = {"upstream_model": "fake", "upstream_api_key": "theirs", "api_keys": "ours", "max_body_bytes": 2000}
     with forwarding(upstream.url, **settings) as (http, _):
