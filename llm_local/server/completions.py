@@ -30,6 +30,10 @@ from llm_local.server.schema import CompletionRequest
 from llm_local.server.stream import DONE, all_deltas, event, first_deltas, json_response, sse, whole_answer
 
 
+FILL_IN = {"fim_pre", "fim_suf", "fim_mid"}
+"""Special tokens that a model needs to write what stands between two texts."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Prompt:
     text: str
@@ -100,7 +104,8 @@ def _prompts(body: CompletionRequest, vocabulary: Vocabulary, window: int) -> li
             check_length(text, vocabulary, window, "prompt")
         elif isinstance(text, list) and len(text) > window:
             raise ContextLengthExceeded(len(text), window, param="prompt")
-    if body.suffix is not None:
+    # Where nothing can be filled in, an empty suffix is how some clients say that there is none.
+    if body.suffix or (body.suffix is not None and FILL_IN <= set(vocabulary.special)):
         return [_fill_in(one, body.suffix, vocabulary) for one in given]
     names = ["prompt"] if len(given) == 1 else [f"prompt.{number}" for number in range(len(given))]
     return [_prompt(one, vocabulary, name, body.echo) for one, name in zip(given, names, strict=True)]
@@ -120,7 +125,7 @@ def _prompt(given: str | list[int], vocabulary: Vocabulary, param: str, echo: bo
 def _fill_in(prefix: str | list[int], suffix: str, vocabulary: Vocabulary) -> _Prompt:
     """Return the prompt that asks for what stands between prefix and suffix."""
     special = vocabulary.special
-    if not {"fim_pre", "fim_suf", "fim_mid"} <= set(special):
+    if not set(special) >= FILL_IN:
         raise RequestError("This model cannot fill in the middle: its vocabulary has no tokens for it.", param="suffix")
     if not isinstance(prefix, str):
         raise RequestError("'suffix' needs a prompt of text, not of tokens.", param="prompt")

@@ -32,9 +32,10 @@ async def get_model(request: Request) -> Response:
     """Return one model, by its id or an alias."""
     runtime: Runtime = request.app.state.runtime
     name = request.path_params["id"]
-    for model in runtime.models():
-        if name in (model.id, *model.aliases):
-            return json_response(_model(model, runtime))
+    models = runtime.models()
+    named = [model for model in models if name in (model.id, *model.aliases)]
+    for model in named or [model for model in models if "*" in model.aliases]:
+        return json_response(_model(model, runtime))
     served = ", ".join(f"'{model.id}'" for model in runtime.models())
     raise ModelNotFound(f"The model '{name}' does not exist here. Served: {served}.", param="model")
 

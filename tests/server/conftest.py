@@ -140,7 +140,9 @@ def serving(
         template, vocabulary = TEMPLATE, ByteVocabulary()
         prompts = read_warm_prompts(chosen.warm_prefixes) if chosen.warm_prefixes is not None else []
         prefixes = warm_tokens(prompts, template, vocabulary, window=window, n_cells=backend.n_ctx)
-        model = ServedModel("fake", ("alias",), vocabulary, window, "Q4_K_M", 123, 7, 8, embeds=True)
+        model = ServedModel(
+            "fake", ("alias", *chosen.model_aliases), vocabulary, window, "Q4_K_M", 123, 7, 8, embeds=True
+        )
         return Loaded(
             model,
             engine,

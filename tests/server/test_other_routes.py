@@ -217,6 +217,18 @@ def test_models_are_listed_and_found_by_alias(client: openai.OpenAI) -> None:
         client.models.retrieve("other")
 
 
+def test_any_name_finds_the_model_where_any_name_is_served() -> None:
+    with serving(model_aliases="*") as served:
+        assert httpx.get(f"{served.url}/v1/models/gpt-4o").json()["id"] == "fake"
+        assert httpx.get(f"{served.url}/v1/models/fake").json()["id"] == "fake"
+
+
+def test_an_empty_suffix_is_none_where_nothing_can_be_filled_in(http: httpx.Client) -> None:
+    body = {"prompt": "abc", "max_tokens": 5, "temperature": 0}
+    with_suffix = http.post("/v1/completions", json={**body, "suffix": ""}).json()
+    assert with_suffix["choices"] == http.post("/v1/completions", json=body).json()["choices"]
+
+
 def test_tokenize_and_back(http: httpx.Client) -> None:
     tokens = http.post("/tokenize", json={"content": "да"}).json()["tokens"]
     assert tokens == list("да".encode())
