@@ -54,7 +54,7 @@ class Bar(Lines):
         """A workload under a load begins."""
         super().begin(workload, load, n_rounds)
         self.close()
-        # Twice a second is enough: redrawing takes time on the cores that are measured. (`miniters`: within rounds, too.)
+        # Twice a second is enough: it takes time on the cores that are measured. (`miniters`: within rounds, too.)
         self._bar = self._tqdm(
             total=n_rounds, desc=self._what, unit="round", mininterval=0.5, miniters=0, file=self._out
         )

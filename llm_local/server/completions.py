@@ -29,7 +29,6 @@ from llm_local.server.runtime import Runtime, Vocabulary
 from llm_local.server.schema import CompletionRequest
 from llm_local.server.stream import DONE, all_deltas, event, first_deltas, json_response, sse, whole_answer
 
-
 FILL_IN = {"fim_pre", "fim_suf", "fim_mid"}
 """Special tokens that a model needs to write what stands between two texts."""
 
@@ -105,7 +104,7 @@ def _prompts(body: CompletionRequest, vocabulary: Vocabulary, window: int) -> li
         elif isinstance(text, list) and len(text) > window:
             raise ContextLengthExceeded(len(text), window, param="prompt")
     # Where nothing can be filled in, an empty suffix is how some clients say that there is none.
-    if body.suffix or (body.suffix is not None and FILL_IN <= set(vocabulary.special)):
+    if body.suffix or (body.suffix is not None and set(vocabulary.special) >= FILL_IN):
         return [_fill_in(one, body.suffix, vocabulary) for one in given]
     names = ["prompt"] if len(given) == 1 else [f"prompt.{number}" for number in range(len(given))]
     return [_prompt(one, vocabulary, name, body.echo) for one, name in zip(given, names, strict=True)]

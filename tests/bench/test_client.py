@@ -111,6 +111,7 @@ def test_without_usage_tokens_are_counted_by_chunks_and_it_shows() -> None:
         ([{"choices": [], "usage": None, "x_groq": {"usage": {"prompt_tokens": 5}}}], (0, 2, False)),
         ([{"usage": {"prompt_tokens": 5, "completion_tokens": 9}}, {"x_groq": {"usage": {}}}], (5, 9, True)),
         ([{"usage": {"prompt_tokens": 5, "completion_tokens": None, "prompt_tokens_details": []}}], (5, 0, True)),
+        ([{"usage": 5, "x_groq": {"usage": {}}}], (0, 2, False)),
         ([{"usage": {"completion_tokens": "9"}}], (0, 0, True)),
         ([[{"usage": {"completion_tokens": 9}}]], (0, 2, False)),
     ],

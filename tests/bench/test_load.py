@@ -104,6 +104,12 @@ def test_a_round_in_which_all_failed_is_a_zero_and_not_left_out() -> None:
     assert summarize(SERVER, [(vectors, failed), (vectors, fine)], 1.0).groups[""]["inputs_s"] == 1.0
 
 
+def test_only_those_that_were_to_leave_count_as_left() -> None:
+    given_up, left = Answer(), Answer(leave_after=3)
+    result = summarize(SERVER, [(Request({"stream": True}), answer) for answer in (given_up, left)], 1.0)
+    assert (result.n_left, result.n_answers) == (1, 0)
+
+
 def test_the_speeds_of_answers_have_percentiles() -> None:
     answers = [Answer(end_s=9.0, first_s=1.0, chunk_times=[1.0, 2.0], output_tokens=n + 1) for n in range(1, 12)]
     request = Request({"stream": True})

@@ -191,6 +191,7 @@ def test_the_bar_is_drawn_between_rounds_too() -> None:
     out = io.StringIO()
     bar = Bar(out)
     bar.begin("chat", "1 client", 3)
+    bar._bar.last_print_t -= 1
     bar.round(0, {"ours": result([1.0])})
     drawn = out.tell()
     bar.answer()
