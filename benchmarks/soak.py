@@ -126,7 +126,7 @@ class Soak:
 
     async def verdict(self) -> bool:
         """Whether all slots are there still, and memory has stayed where it was after the first third."""
-        async with httpx.AsyncClient(base_url=self.url, timeout=120) as http:
+        async with httpx.AsyncClient(base_url=self.url, timeout=120, limits=httpx.Limits(max_connections=None)) as http:
             for _ in range(100):
                 n_open = float((await http.get("/metrics")).text.split("\nllm_local_sequences ")[1].split()[0])
                 if n_open == 0:

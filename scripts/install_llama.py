@@ -102,6 +102,8 @@ def main() -> int:
     cpu = hashlib.sha256(instructions().encode()).hexdigest()[:12] if instructions() else ""
     build = wanted(requirement, installed, backend, cmake_args, cpu=cpu, leave_out=left_out)
     if build is None:
+        if installed is not None and not installed.cpu:
+            RECORD.write_text(f"{replace(installed, cpu=cpu)}\n")
         return 0
     try:
         native = flags(build.backend, "native", platform.machine(), build.cmake_args)

@@ -124,6 +124,20 @@ def test_what_another_cpu_compiled_is_compiled_again(scripts: tuple[ModuleType, 
     assert compiled("cpu\n\nold", "") == "None", "elsewhere than on Linux it is not known"
 
 
+@pytest.mark.slow
+def test_a_record_without_a_cpu_gets_the_one_that_it_is_used_on(checkout: Path) -> None:
+    (checkout / "cpuinfo").write_text("flags : avx2")
+    requirement = next(
+        line.split('"')[1] for line in (ROOT / "pyproject.toml").read_text().splitlines() if '"llama-cpp-python' in line
+    )
+    (checkout / ".venv/.built-for").write_text(f"{requirement} cpu\n")
+    assert install(checkout)[2] == ""
+    assert len((checkout / ".venv/.built-for").read_text().split("\n")[2]) == 12
+    (checkout / ".venv/.installed").unlink()
+    (checkout / "cpuinfo").write_text("flags : avx2 avx512f")
+    assert "--force-reinstall" in install(checkout)[2]
+
+
 def test_the_compiler_that_was_chosen_once_is_asked_again(scripts: tuple[ModuleType, ModuleType]) -> None:
     asked: list[str] = []
 

@@ -40,13 +40,33 @@ def document(findings: Findings, options: Options, checks: list[Check], *, compl
     return {name: _finite(value) for name, value in whole.items()}
 
 
+def check(path: Path) -> None:
+    """See to it that the file can be written, before the hours that fill it.
+
+    Raises:
+        StartupError: it cannot.
+    """
+    if path.is_dir():
+        raise StartupError(f"{path} is a folder: name a file in it")
+    partial = _partial(path)
+    try:
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        raise StartupError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
 def write(path: Path, whole: dict[str, Any]) -> None:
     """Write the file; an earlier one stays whole until the new one is.
 
     Raises:
         StartupError: it cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = _partial(path)
     try:
         partial.write_text(json.dumps(whole, ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8")
         partial.replace(path)

@@ -65,7 +65,7 @@ def _notes(run: Run) -> list[str]:
             if counts:
                 listed = ", ".join(f"{n} {reason}" for reason, n in counts.most_common())
                 notes.append(f"{server}: {counts.total()} of {sent} {what}: {listed}")
-        left = sum(result.n_left for result in run.of(server))
+        left = sum(result.n_left for result in run.of(server)) if run.workload.session else 0
         if left:
             notes.append(f"{server}: {left} of {sent + left} were left by their clients, as asked for by --leave")
         if any(result.without_usage for result in run.of(server)):

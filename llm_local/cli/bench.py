@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import secrets
 import sys
 from collections import Counter
@@ -119,7 +120,7 @@ def _synthesize(given: argparse.Namespace) -> int:
 
 
 def _load(given: argparse.Namespace) -> int:
-    from llm_local.bench import run
+    from llm_local.bench import document, run
 
     options = _options(given)
     profile = find_profile(given.profile)
@@ -128,8 +129,8 @@ def _load(given: argparse.Namespace) -> int:
         need("matplotlib", "--report")
     for folder in filter(None, (given.report, given.json and given.json.parent)):
         _make(folder)
-    if given.json and given.json.is_dir():
-        raise StartupError(f"--json {given.json} is a folder: name a file in it")
+    if given.json:
+        document.check(given.json)
     findings = run.Findings()
     progress = _progress()
     complete = interrupted = False
@@ -158,7 +159,8 @@ def _show(
     checks = verdict(findings, profile)
     whole = document.document(findings, options, checks, complete=complete)
     try:
-        if given.json:
+        # An earlier file is worth more than one without any round.
+        if given.json and (complete or any(found.rounds for found in findings.runs)):
             document.write(given.json, whole)
     finally:
         for found in findings.runs:
@@ -273,9 +275,10 @@ def _share(text: str) -> float:
 
 def _extra(text: str) -> tuple[str, dict[str, Any]]:
     # A name may have a port in it.
-    name, found, fields = text.partition(":{") if not text.startswith("{") else ("", "", text)
+    found = re.fullmatch(r"(?:([^{]*?)\s*:)?\s*(\{.*)", text, re.DOTALL)
+    name, fields = (found[1] or "", found[2]) if found else ("", "")
     try:
-        value = json.loads("{" * bool(found) + fields)
+        value = json.loads(fields)
     except ValueError:
         value = None
     if not isinstance(value, dict):

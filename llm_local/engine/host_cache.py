@@ -7,6 +7,7 @@ disk, where there is one, and comes back through here.
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,12 @@ from llm_local.engine.disk_worker import Report
 from llm_local.engine.pins import Pins
 from llm_local.engine.radix_tree import RadixTree, Tokens
 from llm_local.engine.rates import Rates
+
+SMALL = 4
+"""Up to this part of the memory a sequence is small."""
+
+MISSED_S = 180.0
+"""A larger one that was not used for so long is not missed: who answers an interviewer thinks for a minute or two."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +47,8 @@ class HostCache:
         self.disk = disk
         self._pins = Pins()
         self._tree: RadixTree[Parked] = RadixTree()
-        self._parked: OrderedDict[Parked, None] = OrderedDict()
+        self._parked: OrderedDict[Parked, float] = OrderedDict()
+        """With the time of their last use, by `time.monotonic`; the oldest first."""
 
     def __len__(self) -> int:
         """Return how many sequences are parked."""
@@ -61,11 +69,29 @@ class HostCache:
                 if shorter.tokens not in self._pins:
                     self.remove(shorter)
         parked = Parked(tokens.copy(), data)
-        self._parked[parked] = None
+        self._parked[parked] = time.monotonic()
         self._tree.insert(parked, parked.tokens)
         self.n_bytes += len(data)
         while self.n_bytes > self.max_bytes:
             self._drop_oldest(but=parked)
+
+    def has_place(self, n_bytes: int) -> bool:
+        """Whether so much can be taken in, and of others only what nobody will miss has to go.
+
+        That is what was not used for a while, and what is as small as chats that are over: a small one may push out
+        small ones. (Headers come to the bytes, so that what just fits does not.)
+        """
+        small, now = self.max_bytes // SMALL, time.monotonic()
+        excess = self.n_bytes + n_bytes - self.max_bytes
+        for parked, used_at in self._parked.items():
+            if excess < 0:
+                break
+            if parked.tokens in self._pins:
+                continue
+            if (n_bytes > small or len(parked.data) > small) and now - used_at < MISSED_S:
+                return False
+            excess -= len(parked.data)
+        return excess < 0
 
     def refresh(self, tokens: Tokens) -> bool:
         """Note that these tokens were used; False when no sequence that is parked has all of them."""
@@ -73,7 +99,7 @@ class HostCache:
         parked = walk.holder()
         if parked is None or walk.length < len(tokens):
             return False
-        self._parked.move_to_end(parked)
+        self._used(parked)
         return True
 
     def match(self, tokens: Tokens) -> tuple[Parked | None, int]:
@@ -81,7 +107,7 @@ class HostCache:
         walk = self._tree.walk(tokens)
         best = walk.holder()
         if best is not None:
-            self._parked.move_to_end(best)
+            self._used(best)
         return best, walk.length
 
     def remove(self, parked: Parked) -> None:
@@ -116,7 +142,7 @@ class HostCache:
 
     def wants_stored(self, tokens: Tokens, n_bytes: int) -> bool:
         """Whether there is a disk on which these tokens are not, and should be: it is from here that they come back."""
-        return self.disk is not None and n_bytes <= self.max_bytes and self.disk.wants(tokens)
+        return self.disk is not None and n_bytes < self.max_bytes and self.disk.wants(tokens)
 
     def store(self, tokens: Tokens, data: bytearray, *, wait: bool = False) -> None:
         """Write a sequence to the disk; with `wait`, when not too many bytes wait for that."""
@@ -132,6 +158,10 @@ class HostCache:
         for parked in self._parked if keep else ():
             self.store(parked.tokens, parked.data, wait=True)
         self.disk.close()
+
+    def _used(self, parked: Parked) -> None:
+        self._parked[parked] = time.monotonic()
+        self._parked.move_to_end(parked)
 
     def _drop_oldest(self, but: Parked) -> None:
         """Drop the one that is to go first, which is never the one that just came."""

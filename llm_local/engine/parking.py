@@ -21,10 +21,6 @@ WORTH_PARKING = 32
 decided by the measured rates (`rates.py`)."""
 
 
-SMALL = 8
-"""A sequence of this part of the host's memory may push others out of it before anybody needs its cells."""
-
-
 @dataclass(frozen=True, slots=True)
 class TierBytes:
     """Bytes of KV that each tier holds now: cells in use, the host's memory, files."""
@@ -71,19 +67,17 @@ class Parking:
         return own >= WORTH_PARKING and self.rates.parking_pays(own, self._n_bytes(slot))
 
     def is_kept(self, slot: Slot) -> bool:
-        """Whether what the slot holds would stay in the host's memory, and push nothing large out of it.
+        """Whether what the slot holds would be in the host's memory then, and nothing lost for it that may be missed.
 
-        Where that is small for the model, a conversation is better off in the cells as long as nobody needs them.
+        Where there is no place for it, a conversation is better off in the cells as long as nobody needs them.
         """
-        if self._host is None:
+        if self._host is None or not self._memory.holds(slot.id, 1):
             return False
-        n_bytes = self._n_bytes(slot)
-        fits = n_bytes <= max(self._host.max_bytes // SMALL, self._host.max_bytes - self._host.n_bytes)
-        return fits or self._host.refresh(slot.tokens[: slot.length])
+        return self._host.has_place(self._n_bytes(slot)) or self._host.refresh(slot.tokens[: slot.length])
 
     def park(self, slot: Slot) -> None:
         """Copy what a slot holds to the host's memory, if it is worth it, can stay there, and is not there already."""
-        if self._host is None or not slot.length or self._n_bytes(slot) > self._host.max_bytes:
+        if self._host is None or not slot.length or self._n_bytes(slot) >= self._host.max_bytes:
             return
         if not self.is_worth_it(slot):
             return

@@ -137,8 +137,9 @@ class PrefixCache:
         scattered = self.cells.peak > 2 * self.cells.n_used + SCATTERED
         if self._park_after is None or not scattered or any(slot.busy for slot in self.slots):
             return
-        for slot in self.slots:
-            if slot.length < WORTH_PARKING or self.parking.is_kept(slot):
+        # The longest first: what others share with them is not worth a copy before they are gone.
+        for slot in sorted(self.slots, key=lambda slot: -slot.length):
+            if slot.length < WORTH_PARKING or (self.parking.is_worth_it(slot) and self.parking.is_kept(slot)):
                 self._evict(slot)
         self.cells.peak = 0
 

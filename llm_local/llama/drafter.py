@@ -74,6 +74,7 @@ class LlamaDrafter:
         """Cut the slot to what it has in common with the sequence; return how many tokens it is behind."""
         slot, tokens = sequence.slot, sequence.tokens[: sequence.length]
         common = common_prefix(self._tokens[slot][: self._lengths[slot]], tokens[:-1])
+        common = common if self._backend.holds(slot, common) else 0
         self._trim(slot, common)
         if len(tokens) - common > self._piece:
             common = self._share(slot, tokens[:-1], common)

@@ -51,6 +51,8 @@ async def get_model(request: Request) -> Response:
         aliases = model.get("aliases")
         if name in (model["id"], *(aliases if isinstance(aliases, list) else ())):
             return json_response(model)
+    if models and "*" in upstream.names:
+        return json_response(models[0])
     served = ", ".join(f"'{model['id']}'" for model in models)
     raise ModelNotFound(f"The model '{name}' does not exist here. Served: {served}.", param="model")
 

@@ -127,7 +127,10 @@ def test_a_server_that_is_not_there_is_counted_beside_one_that_is(
         (["http://x:1", "--rate", "1,1.0"], "--rate has 1.0 twice"),
         (["http://x:1", "--workload", "chat,chat"], "--workload has chat twice"),
         (["http://x:1", "--json", "/dev/null/out.json"], "cannot make the folder /dev/null: "),
-        (["http://x:1", "--json", "/tmp"], "--json /tmp is a folder"),
+        (["http://x:1", "--json", "/tmp"], "/tmp is a folder"),
+        (["http://x:1", "--json", "/proc/out.json"], "cannot write /proc/out.json: "),
+        (["http://x:1", "--extra", 'y: {"a": {"b":{"c":1}}}'], "--extra names 'y'"),
+        (["http://x:1", "--extra", "y"], "is not [NAME:]{JSON fields}"),
         (["http://x:1", "--workload", "backchannel", "--plain-openai"], "which --plain-openai takes away"),
     ],
 )

@@ -284,8 +284,8 @@ def test_nothing_goes_for_what_cannot_be_written_beside_what_is_being_written(tm
 def test_what_the_host_tier_could_not_take_back_is_not_written(tmp_path: Path) -> None:
     disk = DiskCache.open(tmp_path, KEY, 10**6)
     host = HostCache(400, disk)
-    assert host.wants_stored(array(prompt_of(1)), 400)
-    assert not host.wants_stored(array(prompt_of(1)), 401)
+    assert host.wants_stored(array(prompt_of(1)), 399)
+    assert not host.wants_stored(array(prompt_of(1)), 400)
 
     async def scenario() -> None:
         backend = FakeBackend(n_ctx=512)

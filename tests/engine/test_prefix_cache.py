@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import time
 
 import numpy as np
 import pytest
 
+from llm_local.engine import host_cache
 from llm_local.engine.host_cache import HostCache
 from llm_local.engine.parking import WORTH_PARKING, TierBytes
 from llm_local.engine.pins import Pins
@@ -247,6 +249,92 @@ def test_a_pinned_prefix_that_the_host_tier_cannot_hold_is_not_gathered() -> Non
     run(backend, cache, array(range(200)))
     cache.cells.peak = 1000
     assert run(backend, cache, array([*range(200), 7])) == 200
+
+
+def test_what_is_large_and_was_used_a_while_ago_may_go_and_not_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Host of 400 tokens, cells enough: (large parked, small idle), (large parked, large idle)."""
+    for length in (60, 200):
+        backend = FakeBackend(n_ctx=3000, n_slots=8)
+        host = HostCache(1600)
+        cache = PrefixCache(backend, 8, 3000, 900, host, park_after=4)
+        first, second = array(range(1000, 1380)), array(range(2000, 2000 + length))
+        for tokens in (first, second):
+            run(backend, cache, tokens)
+            for _ in range(20):
+                cache.next_step()
+        assert host.match(first)[1] == 380
+        assert cache.match(second)[1] == length
+        monkeypatch.setattr(host_cache, "MISSED_S", 0.0)
+        for _ in range(20):
+            cache.next_step()
+        assert host.match(first)[1] == 0
+        assert host.match(second)[1] == length
+        assert cache.cells.n_used == 0
+        monkeypatch.undo()
+
+
+def test_a_pin_in_the_host_tier_makes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_cache, "MISSED_S", 0.0)
+    host, pins = HostCache(100), Pins()
+    host.connect(lambda report: None, pins)
+    pins.add(array(range(40)))
+    host.put(array(range(40)), bytearray(60))
+    host.put(array(range(50, 90)), bytearray(30))
+    assert host.has_place(39)
+    assert not host.has_place(40)
+
+
+def test_a_pin_is_gathered_with_the_conversation_that_shares_it() -> None:
+    backend = FakeBackend(n_ctx=1000, n_slots=8)
+    host = HostCache(100_000)
+    cache = PrefixCache(backend, 8, 1000, 900, host, park_after=8)
+    cache.pin(array(range(200)))
+    run(backend, cache, array(range(200)))
+    run(backend, cache, array(range(600)))
+    assert [slot.length for slot in cache.slots if slot.length] == [200, 600]
+    cache.cells.peak = 2000
+    cache._gather()
+    assert cache.cells.n_used == 0
+    assert run(backend, cache, array([*range(200), 7])) == 200
+
+
+def test_a_pin_stays_with_a_conversation_that_cannot_be_gathered() -> None:
+    backend = FakeBackend(n_ctx=1000, n_slots=8)
+    cache = PrefixCache(backend, 8, 1000, 900, HostCache(1000), park_after=8)
+    cache.pin(array(range(200)))
+    run(backend, cache, array(range(200)))
+    run(backend, cache, array(range(600)))
+    cache.cells.peak = 2000
+    cache._gather()
+    assert [slot.length for slot in cache.slots if slot.length] == [200, 600]
+
+
+def test_what_is_used_again_is_missed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_cache, "MISSED_S", 0.05)
+    host = HostCache(100)
+    host.put(array(range(40)), bytearray(80))
+    time.sleep(0.06)
+    assert host.has_place(80)
+    assert host.match(array(range(40)))[1] == 40
+    assert not host.has_place(80)
+
+
+@pytest.mark.parametrize("how", ["idle", "a long prompt", "all idle"])
+def test_a_conversation_goes_on_after_a_sliding_window_went_over_its_beginning(how: str) -> None:
+    backend = FakeBackend(n_ctx=1500, n_slots=6)
+    cache = PrefixCache(backend, 6, 1500, 600, HostCache(10_000), park_after=8)
+    run(backend, cache, array(range(100)))
+    backend.window = 8
+    (slot,) = (slot for slot in cache.slots if slot.length)
+    backend.first[slot.id] = 60
+    if how == "idle":
+        for _ in range(40):
+            cache.next_step()
+    elif how == "a long prompt":
+        run(backend, cache, array(range(1000, 1300)))
+    else:
+        cache.cells.peak = 5000
+    assert run(backend, cache, array([*range(100), 7])) == 100
 
 
 def test_small_sequences_may_push_each_other_out_of_the_host_tier() -> None:

@@ -161,6 +161,12 @@ def test_the_errors_of_the_upstream_come_back_as_they_are(http: httpx.Client, up
         assert (ours.status_code, error_of(ours)) == (theirs.status_code, error_of(theirs))
 
 
+def test_any_name_finds_the_model_where_any_name_is_served(upstream: Served) -> None:
+    with forwarding(upstream.url, ("*",), upstream_api_key="theirs") as (http, _):
+        assert http.get("/v1/models/gpt-4o").json()["object"] == "model"
+        assert http.post(CHAT, json={"messages": MESSAGES, "max_tokens": 1, "model": "gpt-4o"}).status_code == 200
+
+
 def test_a_body_that_is_nested_too_deep_to_be_sent_on_is_400(http: httpx.Client) -> None:
     for depth in (200, 300, 900):
         deep = '{"items":' * depth + "{}" + "}" * depth
