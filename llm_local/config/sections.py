@@ -228,9 +228,7 @@ class StructuredOutput(Section):
     grammar_engine: Literal["auto", "llguidance", "llama"] = Field(
         "auto", description="what enforces schemas and grammars; llama is LlamaGrammar alone"
     )
-    json_schema_enforce: bool = Field(
-        True, description="enforce response_format, grammars and tools; false refuses them (400)"
-    )
+    json_schema_enforce: bool = Field(True, description="enforce schemas, grammars and tools; false refuses them (400)")
     json_compact: bool = Field(True, description="no optional whitespace in enforced JSON")
     json_close: bool = Field(False, description="end enforced JSON validly before max_tokens would cut it")
 

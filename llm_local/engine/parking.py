@@ -138,10 +138,9 @@ class Parking:
 
     def store(self, slot: Slot, *, wait: bool = False) -> None:
         """Write what a slot holds to the disk, if it should be there; with `wait`, when few bytes wait for that."""
-        tokens = slot.tokens[: slot.length]
-        wants = self._host is not None and self._host.wants_stored(tokens, self._n_bytes(slot))
-        if self._host is not None and wants and (data := self._save(slot)):
-            self._host.store(tokens, data, wait=wait)
+        host, tokens = self._host, slot.tokens[: slot.length]
+        if host is not None and host.wants_stored(tokens, self._n_bytes(slot)) and (data := self._save(slot)):
+            host.store(tokens, data, wait=wait)
 
     def close(self, *, keep: bool) -> None:
         """Write what is parked to the disk, if it is to be kept, and stop using it."""

@@ -176,6 +176,20 @@ def test_what_was_found_before_an_error_of_ours_is_kept(
     assert "chat, 50 requests/s: 1 round" in capsys.readouterr().out
 
 
+def test_a_run_without_any_round_leaves_an_earlier_file_alone(
+    server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: Any, **__: Any) -> list[float]:
+        raise LookupError("in the first round")
+
+    out = tmp_path / "out.json"
+    out.write_text("earlier")
+    monkeypatch.setattr(run, "arrival_times", breaks)
+    with pytest.raises(LookupError):
+        main(["bench", f"ours={server.url}", "--rounds", "1", "--rate", "50", "--json", str(out)])
+    assert out.read_text() == "earlier"
+
+
 def commanded(arguments: list[str], behave: Behave = well) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]]:
     """Run the command against a tiny server; return head and body of each request, and the JSON."""
     seen: list[tuple[str, dict[str, Any]]] = []

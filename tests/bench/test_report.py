@@ -202,6 +202,14 @@ def test_the_bar_is_drawn_between_rounds_too() -> None:
     bar.close()
 
 
+@pytest.mark.parametrize(("workload", "counts"), [("chat", True), ("embeddings", False)])
+def test_only_tokens_of_answers_are_counted_by_chunks(workload: str, counts: bool) -> None:
+    silent = result([1.0])
+    silent.without_usage = 1
+    notes = tables(findings([{"ours": silent}], workload).runs[0])[0].notes
+    assert any("gives no usage" in note and ("by chunks" in note) is counts for note in notes)
+
+
 def test_a_verdict_is_a_table_of_words() -> None:
     text = as_text(of_checks([Check("ours", "a level", "5 s", True), Check("peer", "a level", "6 s", False)]))
     assert "ours  pass" in text

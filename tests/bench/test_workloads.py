@@ -107,6 +107,13 @@ def test_long_prompts_are_as_long_as_asked_for(name: str, n: int) -> None:
         )
 
 
+def test_sampling_is_the_same_on_servers_with_other_defaults() -> None:
+    (request,) = played("chat", at("chat"))
+    assert (request.body["top_k"], request.body["min_p"]) == (40, 0.0)
+    (plain,) = played("chat", at("chat"), plain_openai=True)
+    assert not {"top_k", "min_p"} & set(plain.body)
+
+
 def test_texts_are_in_both_languages() -> None:
     texts = [played("long-prompt", at("long-prompt", client=c))[0].body["messages"][1]["content"] for c in (0, 1)]
     share = [sum("а" <= char <= "я" for char in text.lower()) / len(text) for text in texts]

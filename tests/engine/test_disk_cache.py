@@ -270,6 +270,21 @@ def test_a_folder_that_is_removed_meanwhile_is_made_again(tmp_path: Path) -> Non
     tier.disk.close()
 
 
+def test_no_two_writers_have_the_same_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    really = os.open
+
+    def noting(path: Any, *given: Any, **more: Any) -> int:
+        opened.append(str(path))
+        return really(path, *given, **more)
+
+    monkeypatch.setattr(disk_file.os, "open", noting)
+    for _ in range(2):
+        disk_file.write(tmp_path / "same.kv", KEY, array(prompt_of(1)), bytearray(10))
+    temporary = [path for path in opened if path.endswith(".tmp")]
+    assert len(set(temporary)) == 2
+
+
 def test_nothing_goes_for_what_cannot_be_written_beside_what_is_being_written(tmp_path: Path) -> None:
     size = disk_file.file_bytes(KEY, 80, 1000)
     tier = Tier(tmp_path, 3 * size)

@@ -207,6 +207,10 @@ def test_a_prefix_that_cannot_come_back_through_the_host_tier_is_warned_of(caplo
     assert "it is computed at each start" in caplog.text
 
 
+def test_the_smallest_batch_has_the_rows_that_measuring_needs() -> None:
+    assert context_params(Settings(parallel=1, batch_size=1), n_pinned=0).n_batch == 2
+
+
 def test_each_warm_prefix_has_a_slot_and_too_many_are_refused() -> None:
     settings = Settings(parallel=100)
     assert context_params(settings, n_pinned=50).n_slots == context_params(settings, n_pinned=0).n_slots + 50
