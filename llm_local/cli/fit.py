@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from llm_local.llama.embedder import CHUNK_ROWS, ENCODER_ROWS, N_SLOTS
 from llm_local.llama.header import read_shape
 from llm_local.llama.need import ContextSize, ModelShape
 from llm_local.llama.plan import Demand, Machine, ModelDemand, Plan, explain, make_plan
+
+log = logging.getLogger("llm_local")
 
 OWN_CONTEXT = ContextSize(n_ctx=64, n_ubatch=8, n_outputs=8)
 """Of `llama_cpp.Llama` itself, which comes with the weights."""
@@ -41,6 +44,9 @@ class Layers:
     plan: Plan
     machine: Machine
 
+
+LEAST_HOST_CACHE_BYTES, SHARE_OF_MEMORY, SHARE_OF_FREE = 96 * 2**20, 32, 4
+"""Unless it is set, the KV of idle sequences may take one part in so many of all memory, and of what is left of it."""
 
 LEAST_BATCH = 2
 """Rows: the size of a cell is measured with two."""
@@ -137,8 +143,33 @@ def read_demand(weights: Weights, settings: Settings, params: ContextParams) -> 
         utilization=settings.gpu_memory_utilization,
         mmap=settings.mmap,
         mlock=settings.mlock,
-        host_cache_bytes=settings.host_cache_mb * 2**20,
+        host_cache_bytes=_host_cache_bytes(settings, shape),
     )
+
+
+def host_cache_bytes(settings: Settings, cells_bytes: int, layers: Layers) -> int:
+    """Return the most that the KV of idle sequences may take in the host's memory, once everything is loaded.
+
+    Unless it is set, that is twice what all cells hold, within shares of the memory: on a CPU idle cells slow every
+    step down, and sequences that share a prefix in the cells have a copy of it each there.
+    """
+    if settings.host_cache_mb is not None:
+        return settings.host_cache_mb * 2**20
+    memory = host.memory()
+    if layers.model != 0 or memory is None:
+        return LEAST_HOST_CACHE_BYTES
+    # Weights that stay in their file count as available.
+    free = memory.available - layers.plan.host.mapped
+    most = max(min(2 * cells_bytes, memory.total // SHARE_OF_MEMORY, free // SHARE_OF_FREE), LEAST_HOST_CACHE_BYTES)
+    log.info("KV of idle sequences: up to %d MiB of memory (LLM_HOST_CACHE_MB)", most // 2**20)
+    return most
+
+
+def _host_cache_bytes(settings: Settings, shape: ModelShape) -> int:
+    """Return what is planned for the KV of idle sequences; `host_cache_bytes` takes more of what is left."""
+    if any(layer.state_bytes for layer in shape.layers):
+        return 0
+    return LEAST_HOST_CACHE_BYTES if settings.host_cache_mb is None else settings.host_cache_mb * 2**20
 
 
 def no_generator(name: str, architecture: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from llm_local.chat.template import ChatTemplate
-from llm_local.cli.fit import Weights, choose_layers, context_params, no_generator
+from llm_local.cli.fit import Weights, choose_layers, context_params, host_cache_bytes, no_generator
 from llm_local.config import Settings
 from llm_local.engine.disk_cache import DiskCache
 from llm_local.engine.engine import Engine
@@ -83,7 +83,8 @@ def load_model(weights: Weights, settings: Settings, on_death: Callable[[], None
             log.warning("%s has no chat template; using chatml. LLM_CHAT_TEMPLATE chooses another", path.name)
         prefixes = warm_tokens(prompts, template, model, window=window, n_cells=backend.n_ctx)
         step_times = backend.warm_up()
-        _check_prefixes_come_back(prefixes, backend.cell_bytes, settings)
+        host_bytes = host_cache_bytes(settings, backend.n_ctx * backend.cell_bytes, layers)
+        _check_prefixes_come_back(prefixes, backend.cell_bytes, settings, host_bytes)
         engine = Engine(
             backend,
             max_running=settings.parallel,
@@ -92,7 +93,7 @@ def load_model(weights: Weights, settings: Settings, on_death: Callable[[], None
             target_gap_s=_target_gap_s(settings, on_gpu=layers.model != 0),
             prefill_chunk=settings.prefill_chunk,
             answer_reserve=max(settings.n_predict, 1),
-            host=_host_cache(settings, model, backend),
+            host=_host_cache(settings, model, backend, host_bytes),
             park_after=PARK_AFTER if layers.model == 0 else None,
             drafter=drafter,
             side_job=embedder,
@@ -157,7 +158,7 @@ def _window(settings: Settings, model: LlamaModel) -> int:
     return window
 
 
-def _host_cache(settings: Settings, model: LlamaModel, backend: LlamaBackend) -> HostCache | None:
+def _host_cache(settings: Settings, model: LlamaModel, backend: LlamaBackend, max_bytes: int) -> HostCache | None:
     """Return the tiers below the KV cells.
 
     Raises:
@@ -168,22 +169,24 @@ def _host_cache(settings: Settings, model: LlamaModel, backend: LlamaBackend) ->
             f"{model.path.name} ({model.architecture}) has a state that cannot be cut at a prefix; "
             "unset LLM_DISK_CACHE_DIR and LLM_WARM_PREFIXES"
         )
-    if not settings.host_cache_mb:
+    if not max_bytes or model.is_recurrent:
         return None
     disk = None
     if settings.disk_cache_dir is not None:
         folder = settings.disk_cache_dir.expanduser()
         disk = DiskCache.open(folder, backend.state_key(), settings.disk_cache_mb * 2**20)
-    return HostCache(settings.host_cache_mb * 2**20, disk)
+    return HostCache(max_bytes, disk)
 
 
-def _check_prefixes_come_back(prefixes: SequenceOf[Tokens], cell_bytes: int, settings: Settings) -> None:
+def _check_prefixes_come_back(
+    prefixes: SequenceOf[Tokens], cell_bytes: int, settings: Settings, host_bytes: int
+) -> None:
     """Warn of what the disk tier cannot bring back, because it comes through the host's memory."""
     largest = max(map(len, prefixes), default=0) * cell_bytes
-    if settings.disk_cache_dir is not None and largest > settings.host_cache_mb * 2**20:
+    if settings.disk_cache_dir is not None and largest > host_bytes:
         log.warning(
             "the largest warm prefix has %.0f MiB, more than LLM_HOST_CACHE_MB (%d): it is computed at each start",
-            largest / 2**20, settings.host_cache_mb,
+            largest / 2**20, host_bytes // 2**20,
         )  # fmt: skip
 
 

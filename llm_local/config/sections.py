@@ -174,8 +174,8 @@ class PrefixCache(Section):
 
     title = "Prefix cache"
 
-    host_cache_mb: Annotated[int, Field(ge=0)] = Field(
-        96, description="host memory for the KV of idle sequences; 0: what is evicted is computed again"
+    host_cache_mb: OrUnset[Annotated[int, Field(ge=0)]] = Field(
+        None, description="host memory for idle KV; 0: none; unset: 96, and more on a CPU: up to a 32nd of all memory"
     )
     disk_cache_dir: OrUnset[Path] = Field(
         None, description="folder for the KV of long prefixes, which outlives the process; unset: none"

@@ -36,7 +36,7 @@ class Settings(
             )
         if self.kv_type != "f16" and self.flash_attention == "off":
             raise ValueError(f"kv_type {self.kv_type} needs flash attention: set flash_attention to auto or on")
-        if self.disk_cache_dir is not None and not self.host_cache_mb:
+        if self.disk_cache_dir is not None and self.host_cache_mb == 0:
             raise ValueError("disk_cache_dir needs host_cache_mb, through which its entries are loaded")
         if self.key_concurrency is not None and not (self.api_keys or self.api_keys_file):
             raise ValueError("key_concurrency needs keys: set api_keys or api_keys_file")

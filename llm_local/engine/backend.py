@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from llm_local.engine.batch import Rows
 from llm_local.engine.constraint import Allowed
+from llm_local.engine.state_bytes import StateBytes
 from llm_local.engine.step_costs import RowCosts
 from llm_local.engine.types import SamplingParams, Token
 from llm_local.errors import LLMLocalError
@@ -101,11 +102,11 @@ class Backend(Protocol):
         """
         ...
 
-    def save(self, slot: int) -> bytearray:
+    def save(self, slot: int) -> StateBytes:
         """Return the KV of slot `slot` as bytes; empty when that is not possible."""
         ...
 
-    def load(self, slot: int, data: bytearray) -> bool:
+    def load(self, slot: int, data: StateBytes) -> bool:
         """Fill the empty slot `slot` with what `save` returned; False, and it must be trimmed to 0, when that fails."""
         ...
 

@@ -21,6 +21,7 @@ from llm_local.engine.disk_worker import Broken, DiskWorker, Read, Report, Writt
 from llm_local.engine.pins import Pins
 from llm_local.engine.radix_tree import RadixTree, Tokens
 from llm_local.engine.rates import Rates
+from llm_local.engine.state_bytes import StateBytes
 from llm_local.errors import StartupError
 
 log = logging.getLogger(__name__)
@@ -171,7 +172,7 @@ class DiskCache:
         self.worker.touch(entry.path)
         return True
 
-    def store(self, tokens: Tokens, data: bytearray) -> None:
+    def store(self, tokens: Tokens, data: StateBytes) -> None:
         """Write a sequence, unless it is short, there already, or too much is being written."""
         if self.off or len(tokens) < WORTH_STORING:
             return
@@ -202,7 +203,7 @@ class DiskCache:
             return False
         return self.folder / disk_file.file_name(self._key, tokens) not in self._writing
 
-    def take(self, report: Report, rates: Rates) -> tuple[Tokens, bytearray] | None:
+    def take(self, report: Report, rates: Rates) -> tuple[Tokens, StateBytes] | None:
         """Take a report in; return what was read, for the tier above."""
         match report:
             case Written(path, tokens, n_bytes, done):

@@ -21,6 +21,7 @@ from typing import BinaryIO
 import numpy as np
 
 from llm_local.engine.radix_tree import Tokens
+from llm_local.engine.state_bytes import StateBytes, allocate
 
 MAGIC = b"LLMLKV\r\n"
 VERSION = 1
@@ -49,7 +50,7 @@ def file_bytes(key: str, n_tokens: int, n_data: int) -> int:
     return _FIXED.size + len(key.encode()) + 4 * n_tokens + DIGEST_BYTES + n_data + DIGEST_BYTES
 
 
-def write(path: Path, key: str, tokens: Tokens, data: bytearray) -> None:
+def write(path: Path, key: str, tokens: Tokens, data: StateBytes) -> None:
     """Write an entry under a temporary name, make it durable, and give it its name. Nobody else may read it.
 
     Raises:
@@ -88,7 +89,7 @@ def read_tokens(path: Path, key: str) -> tuple[Tokens, int]:
     return tokens, file_bytes(key, len(tokens), n_data)
 
 
-def read(path: Path, key: str) -> tuple[Tokens, bytearray]:
+def read(path: Path, key: str) -> tuple[Tokens, StateBytes]:
     """Return the tokens and the data of an entry, both checked.
 
     Raises:
@@ -96,7 +97,7 @@ def read(path: Path, key: str) -> tuple[Tokens, bytearray]:
     """
     with path.open("rb") as file:
         tokens, n_data, head = _read_head(file, key)
-        data = bytearray(n_data)
+        data = allocate(n_data)
         view, done = memoryview(data), 0
         while done < n_data and (n := file.readinto(view[done:])):
             done += n

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from llm_local.engine import disk_file
 from llm_local.engine.radix_tree import Tokens
+from llm_local.engine.state_bytes import StateBytes
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class Read:
 
     path: Path
     tokens: Tokens
-    data: bytearray | None = None
+    data: StateBytes | None = None
     seconds: float = 0.0
 
 
@@ -82,7 +83,7 @@ class DiskWorker:
         """Read an entry that should have these tokens; a `Read` is reported in any case."""
         self._add(READ_FIRST, lambda: self._read(path, tokens))
 
-    def write(self, path: Path, tokens: Tokens, data: bytearray) -> None:
+    def write(self, path: Path, tokens: Tokens, data: StateBytes) -> None:
         """Write an entry; a `Written` is reported in any case."""
         with self._lock:
             self._unwritten += len(data)
@@ -128,7 +129,7 @@ class DiskWorker:
         finally:
             self._report(Read(path, tokens, data, time.perf_counter() - began))
 
-    def _checked(self, path: Path, tokens: Tokens) -> bytearray | None:
+    def _checked(self, path: Path, tokens: Tokens) -> StateBytes | None:
         try:
             found, data = disk_file.read(path, self._key)
             if len(found) == len(tokens) and bool((found == tokens).all()):
@@ -141,7 +142,7 @@ class DiskWorker:
             path.unlink(missing_ok=True)
         return None
 
-    def _write(self, path: Path, tokens: Tokens, data: bytearray) -> None:
+    def _write(self, path: Path, tokens: Tokens, data: StateBytes) -> None:
         done = False
         try:
             # It may have been removed meanwhile, with all that was in it.

@@ -11,15 +11,20 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 from llm_local.engine.disk_cache import MAX_UNWRITTEN_BYTES, DiskCache
 from llm_local.engine.disk_worker import Report
 from llm_local.engine.pins import Pins
 from llm_local.engine.radix_tree import RadixTree, Tokens
 from llm_local.engine.rates import Rates
+from llm_local.engine.state_bytes import StateBytes
 
-SMALL = 4
-"""Up to this part of the memory a sequence is small."""
+SMALL, MOST_SMALL_BYTES = 4, 24 * 2**20
+"""Up to this part of the memory, and so many bytes, a sequence is small."""
+
+DONORS = 16
+"""Of sequences that begin alike so many are looked at for the smallest, which is to be loaded."""
 
 MISSED_S = 180.0
 """A larger one that was not used for so long is not missed: who answers an interviewer thinks for a minute or two."""
@@ -30,7 +35,7 @@ class Parked:
     """A sequence's tokens and the native bytes of their KV."""
 
     tokens: Tokens
-    data: bytearray
+    data: StateBytes
 
 
 class HostCache:
@@ -60,7 +65,7 @@ class HostCache:
         if self.disk is not None:
             self.disk.connect(report, pins)
 
-    def put(self, tokens: Tokens, data: bytearray) -> None:
+    def put(self, tokens: Tokens, data: StateBytes) -> None:
         """Take a sequence in; those whose tokens it begins with are superseded."""
         if len(data) > self.max_bytes or self.refresh(tokens):
             return
@@ -81,7 +86,7 @@ class HostCache:
         That is what was not used for a while, and what is as small as chats that are over: a small one may push out
         small ones. (Headers come to the bytes, so that what just fits does not.)
         """
-        small, now = self.max_bytes // SMALL, time.monotonic()
+        small, now = min(self.max_bytes // SMALL, MOST_SMALL_BYTES), time.monotonic()
         excess = self.n_bytes + n_bytes - self.max_bytes
         for parked, used_at in self._parked.items():
             if excess < 0:
@@ -99,16 +104,20 @@ class HostCache:
         parked = walk.holder()
         if parked is None or walk.length < len(tokens):
             return False
-        self._used(parked)
+        self.used(parked)
         return True
 
     def match(self, tokens: Tokens) -> tuple[Parked | None, int]:
-        """Return a sequence with the longest common prefix, and its length."""
+        """Return a sequence with the longest common prefix, of several a small one, and the prefix's length."""
         walk = self._tree.walk(tokens)
-        best = walk.holder()
-        if best is not None:
-            self._used(best)
-        return best, walk.length
+        holders = islice(walk.node.holders(), DONORS) if walk.length else ()
+        return min(holders, key=lambda parked: len(parked.data), default=None), walk.length
+
+    def used(self, parked: Parked) -> None:
+        """Note that a sequence was used, if it is still there."""
+        if parked in self._parked:
+            self._parked[parked] = time.monotonic()
+            self._parked.move_to_end(parked)
 
     def remove(self, parked: Parked) -> None:
         """Drop a sequence, if it is still there."""
@@ -144,7 +153,7 @@ class HostCache:
         """Whether there is a disk on which these tokens are not, and should be: it is from here that they come back."""
         return self.disk is not None and n_bytes < self.max_bytes and self.disk.wants(tokens)
 
-    def store(self, tokens: Tokens, data: bytearray, *, wait: bool = False) -> None:
+    def store(self, tokens: Tokens, data: StateBytes, *, wait: bool = False) -> None:
         """Write a sequence to the disk; with `wait`, when not too many bytes wait for that."""
         if self.disk is not None:
             if wait:
@@ -152,16 +161,12 @@ class HostCache:
             self.disk.store(tokens, data)
 
     def close(self, *, keep: bool) -> None:
-        """Write what is parked to the disk, if it is to be kept, and end the disk's worker."""
+        """Write what is parked to the disk, if it is to be kept, the last used first, and end the disk's worker."""
         if self.disk is None:
             return
-        for parked in self._parked if keep else ():
+        for parked in reversed(self._parked) if keep else ():
             self.store(parked.tokens, parked.data, wait=True)
         self.disk.close()
-
-    def _used(self, parked: Parked) -> None:
-        self._parked[parked] = time.monotonic()
-        self._parked.move_to_end(parked)
 
     def _drop_oldest(self, but: Parked) -> None:
         """Drop the one that is to go first, which is never the one that just came."""

@@ -15,6 +15,7 @@ from llm_local.engine.pins import Pins
 from llm_local.engine.radix_tree import Tokens
 from llm_local.engine.rates import Rates
 from llm_local.engine.slots import Memory, Slot
+from llm_local.engine.state_bytes import StateBytes
 
 WORTH_PARKING = 32
 """Tokens that a sequence must have to itself, or that a parked one must save, to be moved at all; beyond that it is
@@ -118,6 +119,7 @@ class Parking:
         self.rates.loaded.add(len(parked.data), time.perf_counter() - began)
         if common == len(parked.tokens) and parked.tokens not in self._pins:
             self._host.remove(parked)
+        self._host.used(parked)
         self.n_restored += 1
         return True
 
@@ -150,7 +152,7 @@ class Parking:
     def _n_bytes(self, slot: Slot) -> int:
         return slot.length * self._memory.cell_bytes
 
-    def _save(self, slot: Slot) -> bytearray:
+    def _save(self, slot: Slot) -> StateBytes:
         began = time.perf_counter()
         data = self._memory.save(slot.id)
         if data:

@@ -175,8 +175,13 @@ class PrefixCache:
                 return
 
     def _is_parkable(self, slot: Slot) -> bool:
-        idle = not slot.busy and slot.length > 0 and not slot.is_pin
-        return idle and self.parking.is_worth_it(slot) and self.parking.is_kept(slot)
+        """Whether an idle slot may be emptied that nobody needs.
+
+        All of it is copied, and comes back into cells of its own: not what it shares for the most part.
+        """
+        if slot.busy or not slot.length or slot.is_pin or 2 * self.cells.n_own(slot) < slot.length:
+            return False
+        return self.parking.is_worth_it(slot) and self.parking.is_kept(slot)
 
     def _evict(self, slot: Slot) -> None:
         """Empty a slot; what is worth it goes to the host's memory."""

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from llm_local.engine.radix_tree import RadixTree, Tokens, common_prefix
+from llm_local.engine.state_bytes import StateBytes
 
 
 class Memory(Protocol):
@@ -29,11 +30,11 @@ class Memory(Protocol):
         """Tell whether the slot still has all that a token behind its first `length` looks at."""
         ...
 
-    def save(self, slot: int) -> bytearray:
+    def save(self, slot: int) -> StateBytes:
         """Return what the slot holds; empty when that is not possible."""
         ...
 
-    def load(self, slot: int, data: bytearray) -> bool:
+    def load(self, slot: int, data: StateBytes) -> bool:
         """Fill an empty slot with what was saved; False, and the slot's contents unknown, when it does not fit."""
         ...
 

@@ -15,20 +15,24 @@ import numpy as np
 from llm_local.engine.backend import Logits, NoRoom
 from llm_local.engine.batch import Rows
 from llm_local.engine.pace import MOST_GUESSED
+from llm_local.engine.state_bytes import StateBytes, allocate
 from llm_local.engine.types import SamplingParams, Token
 from llm_local.errors import DecodeFailed, StartupError
+from llm_local.llama import devices
 from llm_local.llama.candidates import Candidates
 from llm_local.llama.device_sampling import DeviceSampling, check
 from llm_local.llama.fingerprint import fingerprint
+from llm_local.llama.header import read_shape
 from llm_local.llama.logs import native_log
 from llm_local.llama.model import LlamaModel
 from llm_local.llama.native_batch import NativeBatch
 from llm_local.llama.row_costs import row_costs
 from llm_local.llama.sampler import LlamaSampler, row_logits
+from llm_local.llama.spare_row import SpareRow, pays
 from llm_local.llama.threads import ContextThreads
 
-MAX_SLOTS = 256
-"""LLAMA_MAX_SEQ of llama.cpp: most sequences of one context."""
+MAX_SLOTS = 255
+"""LLAMA_MAX_SEQ of llama.cpp, which is most sequences of one context, less one for a spare row."""
 
 WARM_UP_S = 1.5
 """Time in which step times are measured at the start."""
@@ -111,7 +115,7 @@ class LlamaBackend:
         native.n_ctx = params.n_ctx
         native.n_batch = params.n_batch
         native.n_ubatch = min(params.n_ubatch, params.n_batch)
-        native.n_seq_max = params.n_slots
+        native.n_seq_max = params.n_slots + (not model.is_recurrent)
         native.n_outputs_max = max(params.n_running, params.n_slots) + PROMPT_OUTPUTS
         if params.backend_sampling:
             native.n_outputs_max_per_seq = 1 + MOST_GUESSED
@@ -128,6 +132,9 @@ class LlamaBackend:
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._device = DeviceSampling(self._context) if params.backend_sampling else None
         self._batch = NativeBatch(params.n_batch)
+        self._spare = SpareRow(self._memory, self._batch, slot=params.n_slots, most=native.n_ubatch)
+        # With a GPU at hand llama.cpp repacks nothing, wherever the layers are.
+        self._spare.pays = not devices.gpu_devices(None) and pays(read_shape(model.path))
         self.n_ctx = int(llama_cpp.llama_n_ctx(self._context))
         self.n_batch = params.n_batch
         self.n_slots = params.n_slots
@@ -149,7 +156,7 @@ class LlamaBackend:
         own.slots[:rows] = batch.slots[:rows]
         own.outputs[:rows] = batch.outputs[:rows]
         self._threads.settle()
-        self._compute()
+        self._spare.compute(rows, self._compute)
 
     def _compute(self) -> None:
         """Compute what is in the native batch."""
@@ -185,19 +192,19 @@ class LlamaBackend:
         first = int(llama_cpp.llama_memory_seq_pos_min(self._memory, slot))
         return 0 <= first <= max(length - self._n_swa + 1, 0)
 
-    def save(self, slot: int) -> bytearray:
+    def save(self, slot: int) -> StateBytes:
         """Copy the KV of a slot out; see `Backend.save`."""
         if not self.holds(slot, 1):
             return bytearray()
         try:
-            data = bytearray(llama_cpp.llama_state_seq_get_size(self._context, slot))
+            data = allocate(llama_cpp.llama_state_seq_get_size(self._context, slot))
         except MemoryError:
             return bytearray()
         buffer = (ctypes.c_uint8 * len(data)).from_buffer(data)
         written = llama_cpp.llama_state_seq_get_data(self._context, buffer, len(data), slot)
         return data if written == len(data) else bytearray()
 
-    def load(self, slot: int, data: bytearray) -> bool:
+    def load(self, slot: int, data: StateBytes) -> bool:
         """Copy the KV of a slot in; see `Backend.load`."""
         buffer = (ctypes.c_uint8 * len(data)).from_buffer(data)
         return bool(llama_cpp.llama_state_seq_set_data(self._context, buffer, len(data), slot) > 0)

@@ -573,7 +573,7 @@ def test_the_host_cache_keeps_its_limit_and_what_was_used_last() -> None:
     sequences = [np.arange(n, n + 9, dtype=np.int32) for n in (0, 100, 200)]
     for tokens in sequences:
         host.put(tokens, bytearray(45))
-        host.match(sequences[0])
+        assert host.refresh(sequences[0])
     assert (len(host), host.n_bytes) == (2, 90)
     assert host.match(sequences[0])[1] == 9
     assert host.match(sequences[1])[1] == 0

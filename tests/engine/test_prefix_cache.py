@@ -315,8 +315,66 @@ def test_what_is_used_again_is_missed_again(monkeypatch: pytest.MonkeyPatch) -> 
     host.put(array(range(40)), bytearray(80))
     time.sleep(0.06)
     assert host.has_place(80)
-    assert host.match(array(range(40)))[1] == 40
+    parked = host.match(array(range(40)))[0]
+    assert host.has_place(80), "who was only looked at"
+    host.used(parked)
     assert not host.has_place(80)
+
+
+def test_of_several_that_begin_alike_the_smallest_is_loaded_and_only_that_is_used() -> None:
+    backend = FakeBackend(n_ctx=2000, n_slots=6)
+    host = HostCache(8000)
+    cache = PrefixCache(backend, 6, 2000, 1500, host)
+    beginning = list(range(100))
+    for n, length in ((1000, 900), (3000, 50), (5000, 300)):
+        tokens = array([*beginning, *range(n, n + length)])
+        host.put(tokens, bytearray(tokens))
+    order = [len(parked.tokens) for parked in host._parked]
+    assert order == [1000, 150, 400]
+    assert run(backend, cache, array([*beginning, 7])) == 100
+    assert cache.parking.n_restored == 1
+    assert cache.cells.peak < 200, "the smallest of them was loaded"
+    assert [len(parked.tokens) for parked in host._parked] == [1000, 400, 150]
+
+
+def test_what_is_shared_for_the_most_part_stays_in_the_cells() -> None:
+    backend = FakeBackend(n_ctx=2000, n_slots=6)
+    host = HostCache(100_000)
+    cache = PrefixCache(backend, 6, 2000, 900, host, park_after=4)
+    beginning = list(range(300))
+    chats = [array([*beginning, *range(n, n + own)]) for n, own in ((1000, 290), (3000, 200), (5000, 400))]
+    for tokens in chats:
+        run(backend, cache, tokens)
+    for _ in range(40):
+        cache.next_step()
+    assert [cache.match(tokens)[1] for tokens in chats] == [590, 500, 300]
+    assert [host.match(tokens)[1] for tokens in chats] == [300, 300, 700], "of the last one more than half is its own"
+    for tokens in chats:
+        assert run(backend, cache, array([*tokens.tolist(), 7])) == len(tokens)
+
+
+def test_a_large_host_tier_keeps_conversations_that_are_small_beside_it() -> None:
+    """A quarter of it would be 256 MiB, and each conversation that is idle pushed out another."""
+    mib = 2**20
+    host = HostCache(1024 * mib)
+    for n in range(10):
+        host.put(array(range(100 * n, 100 * n + 50)), NeverRead(100 * mib))  # type: ignore[arg-type]
+    assert host.has_place(20 * mib)
+    assert not host.has_place(100 * mib)
+    small = HostCache(1024 * mib)
+    for n in range(49):
+        small.put(array(range(100 * n, 100 * n + 50)), NeverRead(21 * mib - 1))  # type: ignore[arg-type]
+    assert small.has_place(20 * mib), "chats that are over may go for others"
+
+
+class NeverRead:
+    """So many bytes of which none is there."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+
+    def __len__(self) -> int:
+        return self._n
 
 
 @pytest.mark.parametrize("how", ["idle", "a long prompt", "all idle"])

@@ -16,9 +16,10 @@ from llm_local.errors import StartupError
 from llm_local.llama.backend import LlamaBackend
 from llm_local.llama.header import read_shape
 from llm_local.llama.model import LlamaModel
-from llm_local.llama.need import MIB, kv_bytes
+from llm_local.llama.need import MIB, Layer, kv_bytes
 from llm_local.llama.place import Placement, place
 from llm_local.llama.plan import Demand
+from tests.llama.shapes import shape
 from tests.model.conftest import Process
 
 pytestmark = pytest.mark.model
@@ -120,6 +121,10 @@ def test_the_demand_is_what_the_settings_say(smol_path: Path) -> None:
     assert [demand(**{name: False}).stays_in_file for name in ("mmap", "mlock")] == [False, True]
     assert not demand(mlock=True).stays_in_file
     assert demand(host_cache_mb=3).host_cache_bytes == 3 * MIB
+    assert demand(host_cache_mb=0).host_cache_bytes == 0
+    assert demand(ctx=65536).host_cache_bytes == 96 * MIB, "more is taken only of what is left"
+    recurrent = shape(layers=(Layer(MIB, state_bytes=1),))
+    assert fit._host_cache_bytes(Settings(host_cache_mb=3), recurrent) == 0, "its states are not kept"
     for share in (0, 1.1):
         with pytest.raises(ValueError, match="gpu_memory_utilization"):
             demand(gpu_memory_utilization=share)

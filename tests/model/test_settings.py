@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -16,8 +17,11 @@ import pytest
 from llm_local.cli import fit, load
 from llm_local.cli.weights import WeightFiles
 from llm_local.config import Settings
+from llm_local.llama import host
 from llm_local.llama.device_sampling import DeviceSampling
+from llm_local.llama.header import read_shape
 from llm_local.llama.model import LlamaModel
+from llm_local.llama.need import MIB, kv_bytes_per_token
 from tests.model.conftest import served
 from tests.server.conftest import Served, serving
 from tests.server.test_errors import error_of
@@ -137,10 +141,47 @@ def test_disk_cache_mb_is_the_limit_of_the_folder_and_host_cache_mb_0_is_no_tier
             return "key"
 
     settings = Settings(disk_cache_dir=tmp_path, disk_cache_mb=5)
-    host = load._host_cache(settings, smol, Keyed())  # type: ignore[arg-type]
+    host = load._host_cache(settings, smol, Keyed(), 1)  # type: ignore[arg-type]
     assert host.disk.max_bytes == 5 * 2**20  # type: ignore[union-attr]
     host.disk.close()  # type: ignore[union-attr]
-    assert load._host_cache(Settings(host_cache_mb=0), smol, Keyed()) is None  # type: ignore[arg-type]
+    assert load._host_cache(Settings(), smol, Keyed(), 0) is None  # type: ignore[arg-type]
+
+
+def test_unless_it_is_set_the_host_cache_has_room_for_all_cells_twice_within_shares_of_the_memory(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def most(total: int, available: int, cells: int, *, n_gpu: int = 0, mapped: int = 0, **settings: int) -> int:
+        """In MiB."""
+        layers: Any = SimpleNamespace(model=n_gpu, plan=SimpleNamespace(host=SimpleNamespace(mapped=mapped * MIB)))
+        monkeypatch.setattr(host, "memory", lambda: host.Memory(available * MIB, 0, total * MIB))
+        return fit.host_cache_bytes(Settings.model_validate(settings), cells * MIB, layers) // MIB
+
+    caplog.set_level("INFO", "llm_local")
+    assert most(32768, 20000, 300) == 600
+    assert "up to 600 MiB of memory (LLM_HOST_CACHE_MB)" in caplog.text
+    assert most(32768, 20000, 3000) == 1024
+    assert most(32768, 2000, 3000) == 500
+    assert most(32768, 5000, 3000, mapped=3000) == 500, "weights that stay in their file count as available"
+    assert most(2048, 1000, 3000) == most(32768, 200, 3000) == most(32768, 20000, 10) == 96
+    assert most(32768, 20000, 300, n_gpu=-1) == 96, "there idle cells cost nothing"
+    assert most(32768, 20000, 300, host_cache_mb=7) == 7
+    assert most(32768, 20000, 300, host_cache_mb=0) == 0
+    monkeypatch.setattr(host, "memory", lambda: None)
+    nothing: Any = SimpleNamespace(model=0)
+    assert fit.host_cache_bytes(Settings(), 300 * MIB, nothing) == 96 * MIB
+
+
+def test_the_host_cache_of_a_server_is_for_its_cells(smol_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "memory", lambda: host.Memory(available=2**35, swap=0, total=2**37))
+    settings = Settings(ctx=8192, embedding=False)
+    loaded = load.load_model(load.Weights(smol_path), settings, lambda: None)
+    tier = loaded.engine._thread.scheduler.cache.parking._host
+    assert tier is not None
+    cell_bytes = kv_bytes_per_token(read_shape(smol_path))
+    assert tier.max_bytes == pytest.approx(2 * 8192 * cell_bytes, rel=0.001)
+    assert tier.max_bytes > 96 * MIB
+    loaded.engine._backend.close()  # type: ignore[attr-defined]
+    loaded.close()
 
 
 def test_draft_model_is_located_and_guesses(smol: LlamaModel) -> None:

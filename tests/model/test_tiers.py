@@ -201,9 +201,9 @@ def test_what_the_tiers_cannot_do_is_one_line_and_exit_2(tmp_path: Path) -> None
 def test_a_prefix_that_cannot_come_back_through_the_host_tier_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     settings = Settings(host_cache_mb=1, disk_cache_dir=Path("x"))
     prefixes = [np.zeros(n, np.int32) for n in (3, 100)]
-    load._check_prefixes_come_back(prefixes, 2**20 // 100, settings)
+    load._check_prefixes_come_back(prefixes, 2**20 // 100, settings, 2**20)
     assert not caplog.records
-    load._check_prefixes_come_back(prefixes, 2**20 // 99, settings)
+    load._check_prefixes_come_back(prefixes, 2**20 // 99, settings, 2**20)
     assert "it is computed at each start" in caplog.text
 
 
@@ -214,5 +214,5 @@ def test_the_smallest_batch_has_the_rows_that_measuring_needs() -> None:
 def test_each_warm_prefix_has_a_slot_and_too_many_are_refused() -> None:
     settings = Settings(parallel=100)
     assert context_params(settings, n_pinned=50).n_slots == context_params(settings, n_pinned=0).n_slots + 50
-    with pytest.raises(StartupError, match=r"149 warm prefixes are too many: .* slots for 148"):
-        context_params(settings, n_pinned=149)
+    with pytest.raises(StartupError, match=r"148 warm prefixes are too many: .* slots for 147"):
+        context_params(settings, n_pinned=148)

@@ -1,0 +1,27 @@
+"""Memory for the KV of sequences that are not in the native cache."""
+
+from __future__ import annotations
+
+import mmap
+
+StateBytes = bytearray | mmap.mmap
+"""Bytes that can be written; empty for none."""
+
+_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+
+
+def allocate(n: int) -> StateBytes:
+    """Return `n` bytes of the system's own, which it gets back as soon as nobody refers to them.
+
+    From malloc come what is below 32 MiB and what is larger in different ways, and of the former a third and more stays
+    with the process between what is in use. A bytearray is also filled with zeros while no other thread can run.
+
+    Raises:
+        MemoryError: there are not so many.
+    """
+    if not n:
+        return bytearray()
+    try:
+        return mmap.mmap(-1, n, **_PRIVATE)
+    except (OSError, OverflowError, ValueError) as error:
+        raise MemoryError(f"{n} bytes for the KV of a sequence: {error}") from None
