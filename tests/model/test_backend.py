@@ -113,7 +113,7 @@ def test_what_cannot_be_loaded_is_refused_and_can_be_trimmed(backend: LlamaBacke
     tokens = smol.tokenize(LONG)
     rows(backend, (tokens, 0, 0))
     data = backend.save(0)
-    assert not backend.load(2, data[: len(data) // 2])
+    assert not backend.load(2, bytearray(data)[: len(data) // 2])
     assert not backend.load(2, bytearray(b"nonsense"))
     left = 2048 - len(tokens) - 50
     for slot in range(3, 6):
