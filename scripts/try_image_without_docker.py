@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-START_TIMEOUT_S, STOP_TIMEOUT_S = 120.0, 45.0
+START_TIMEOUT_S, STOP_TIMEOUT_S = 120.0, 60.0
 COMPILERS = ("cc", "gcc", "g++", "c++", "clang", "ld", "make", "cmake", "ninja", "nvcc", "pip")
 # $1 is the image's root, $2 the models' folder, the rest the command.
 ENTER = """set -e

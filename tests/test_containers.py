@@ -24,6 +24,7 @@ from packaging.utils import canonicalize_name
 
 from llm_local.cli import main
 from llm_local.config import Settings
+from llm_local.engine.disk_cache import CLOSE_TIMEOUT_S
 
 ROOT = Path(__file__).parent.parent
 DOCKERFILES = ("Dockerfile.cpu", "Dockerfile.cuda")
@@ -159,7 +160,7 @@ class TestCompose:
     @pytest.mark.parametrize("service", SERVING)
     def test_answers_may_end_before_the_container_is_killed(self, service: str) -> None:
         grace = re.fullmatch(r"\$\{STOP_GRACE:-(\d+)s\}", COMPOSE["services"][service]["stop_grace_period"])
-        assert int(grace[1]) >= Settings().drain_timeout + 10
+        assert int(grace[1]) >= Settings().drain_timeout + CLOSE_TIMEOUT_S
 
     @pytest.mark.parametrize("service", SERVING)
     def test_the_container_can_change_nothing_but_its_volumes(self, service: str) -> None:

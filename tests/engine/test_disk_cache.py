@@ -470,6 +470,20 @@ def test_files_that_a_writer_left_half_written_are_removed_when_they_are_old(tmp
     assert (old.exists(), fresh.exists()) == (False, True)
 
 
+def test_at_the_stop_what_was_used_last_is_written_first(tmp_path: Path) -> None:
+    """There may be no time or no room for all."""
+    size = disk_file.file_bytes(KEY, 80, 1000)
+    disk = DiskCache.open(tmp_path, KEY, 2 * size)
+    host = HostCache(10**6, disk)
+    host.connect(lambda report: None, Pins())
+    for n in range(4):
+        host.put(array(prompt_of(n)), bytearray(1000))
+    assert host.refresh(array(prompt_of(1)))
+    host.close(keep=True)
+    kept = {disk_file.file_name(KEY, array(prompt_of(n))) for n in (1, 3)}
+    assert {path.name for path in files(tmp_path)} == kept
+
+
 def test_nothing_is_written_after_the_engine_died(tmp_path: Path) -> None:
     disk = DiskCache.open(tmp_path, KEY, 10**6)
 
