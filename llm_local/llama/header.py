@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
+
+import llama_cpp
 
 from llm_local.errors import StartupError
 from llm_local.llama.fingerprint import shards
@@ -21,10 +23,7 @@ MOST_LAYERS = 512
 _LAYER = re.compile(r"^(?:blk|enc\.blk|dec\.blk)\.(\d+)\.")
 
 Q4_0, Q8_0, Q2_K, Q4_K, Q5_K, Q6_K, IQ4_NL, MXFP4 = 2, 8, 10, 12, 13, 14, 20, 39
-REPACKED = {Q4_0, Q2_K, Q4_K, IQ4_NL, MXFP4} | (
-    {Q8_0, Q5_K, Q6_K} if platform.machine() in ("aarch64", "arm64") else set()
-)
-"""Types that ggml's CPU backend may copy into an order of its own (ggml-cpu/repack.cpp); on older ones fewer."""
+FOUR_BITS = {Q4_0, Q4_K, IQ4_NL, MXFP4}
 
 
 def check_gguf(path: Path) -> None:
@@ -163,8 +162,30 @@ def _state_bytes(number: Callable[[str], int]) -> int:
     return int(4 * (rolling + state * inner))
 
 
+def repacked_types(system_info: str) -> frozenset[int]:
+    """Return the types that ggml's CPU backend copies into an order of its own (ggml-cpu/repack.cpp).
+
+    Args:
+        system_info: what llama.cpp says of the CPU and of its build, such as `AVX2 = 1 | REPACK = 1`.
+    """
+    has = set(re.findall(r"(\w+) = 1", system_info))
+    types: set[int] = set()
+    if "AVX2" in has:
+        types |= FOUR_BITS
+    if "AVX512" in has:
+        types |= {Q2_K}
+    if "NEON" in has and has & {"DOTPROD", "MATMUL_INT8"}:
+        types |= FOUR_BITS | {Q8_0, Q5_K, Q6_K}
+    return frozenset(types if "REPACK" in has else ())
+
+
+@cache
+def _repacked_here() -> frozenset[int]:
+    return repacked_types(llama_cpp.llama_print_system_info().decode())
+
+
 def _is_repacked(tensor: Tensor) -> bool:
-    return tensor.type in REPACKED and tensor.shape[1] > 1 and tensor.shape[1] % 8 == 0
+    return tensor.type in _repacked_here() and tensor.shape[1] > 1 and tensor.shape[1] % 8 == 0
 
 
 def _elements(tensor: Tensor) -> int:

@@ -10,6 +10,7 @@ import pytest
 
 from llm_local.errors import StartupError
 from llm_local.llama import header
+from llm_local.llama.header import IQ4_NL, MXFP4, Q2_K, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0, repacked_types
 from llm_local.llama.need import kv_bytes_per_token
 
 gguf = pytest.importorskip("gguf")
@@ -139,3 +140,19 @@ def test_a_file_that_ends_before_its_weights_do_is_refused(tmp_path: Path) -> No
     path.write_bytes(whole[: needs - 1])
     with pytest.raises(StartupError, match=rf"m.gguf is cut off: it has {needs - 1} bytes of {needs}; remove it"):
         header.read_shape(path)
+
+
+@pytest.mark.parametrize(
+    ("info", "types"),
+    [
+        ("CPU : SSE3 = 1 | AVX2 = 1 | AVX512 = 1 | REPACK = 1 | ", {Q4_0, Q4_K, IQ4_NL, MXFP4, Q2_K}),
+        ("CPU : AVX2 = 1 | F16C = 1 | REPACK = 1", {Q4_0, Q4_K, IQ4_NL, MXFP4}),
+        ("CPU : AVX2 = 0 | SSE3 = 1 | REPACK = 1", set()),
+        ("CPU : AVX2 = 1 | AVX512 = 1", set()),
+        ("CPU : NEON = 1 | DOTPROD = 1 | REPACK = 1", {Q4_0, Q4_K, IQ4_NL, MXFP4, Q8_0, Q5_K, Q6_K}),
+        ("CPU : NEON = 1 | ARM_FMA = 1 | REPACK = 1", set()),
+        ("", set()),
+    ],
+)
+def test_what_is_repacked_depends_on_the_cpu_and_the_build(info: str, types: set[int]) -> None:
+    assert repacked_types(info) == types
