@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from llm_local.engine.drafts import Drafts
@@ -56,6 +59,40 @@ def test_a_draft_model_reads_in_pieces_that_fit_a_small_batch(
         assert usage is not None
         assert usage.completion_tokens == 40
         assert usage.accepted_tokens > 5
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_draft_model_goes_on_only_from_what_is_whole(
+    smol: LlamaModel, smol_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """A sliding window leaves holes; see `Backend.holds`."""
+    model = LlamaModel(smol_path)
+    drafter = LlamaDrafter(model, PARAMS, 1024)
+    tokens = np.array(smol.tokenize(LONG * 3), np.int32)
+    read: list[int] = []
+    decode = drafter._decode
+
+    def counting() -> None:
+        read.append(drafter._rows.n_rows)
+        decode()
+
+    monkeypatch.setattr(drafter, "_decode", counting)
+
+    def rows_until_it_drafts(slot: int, length: int) -> int:
+        read.clear()
+        sequence: Any = SimpleNamespace(slot=slot, tokens=tokens, length=length)
+        while not drafter.draft([sequence], 1)[0]:
+            assert len(read) < 100
+        return sum(read)
+
+    assert rows_until_it_drafts(0, 200) == 200
+    monkeypatch.setattr(drafter._backend, "holds", lambda slot, length: slot != 0 or whole)
+    assert rows_until_it_drafts(1, 210) == (10 if whole else 210), "from another sequence"
+    looks = [whole]
+    monkeypatch.setattr(drafter._backend, "holds", lambda slot, length: looks.pop() if looks else True)
+    assert rows_until_it_drafts(1, 215) == (5 if whole else 15), "from its own, or else from the other one"
+    drafter.close()
+    model.close()
 
 
 def test_another_vocabulary_is_refused(smol: LlamaModel, qwen_path: Path) -> None:
