@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from llm_local.chat.template import ChatTemplate
-from llm_local.cli.fit import Weights, choose_layers, context_params, host_cache_bytes, no_generator
+from llm_local.cli.fit import (
+    LEAST_HOST_CACHE_BYTES,
+    Weights,
+    choose_layers,
+    context_params,
+    host_cache_bytes,
+    no_generator,
+)
 from llm_local.config import Settings
 from llm_local.engine.disk_cache import DiskCache
 from llm_local.engine.engine import Engine
@@ -175,7 +182,9 @@ def _host_cache(settings: Settings, model: LlamaModel, backend: LlamaBackend, ma
     if settings.disk_cache_dir is not None:
         folder = settings.disk_cache_dir.expanduser()
         disk = DiskCache.open(folder, backend.state_key(), settings.disk_cache_mb * 2**20)
-    return HostCache(max_bytes, disk)
+    # Unless it is set, chats take no more of it than they always did: it is larger for the sake of conversations.
+    short = LEAST_HOST_CACHE_BYTES if settings.host_cache_mb is None else None
+    return HostCache(max_bytes, disk, short)
 
 
 def _check_prefixes_come_back(

@@ -23,6 +23,9 @@ from llm_local.engine.state_bytes import StateBytes
 SMALL, MOST_SMALL_BYTES = 4, 24 * 2**20
 """Up to this part of the memory, and so many bytes, a sequence is small."""
 
+SHORT = 256
+"""Sequences of fewer tokens are chats that cost little to compute again, and there is no end of them."""
+
 DONORS = 16
 """Of sequences that begin alike so many are looked at for the smallest, which is to be loaded."""
 
@@ -44,11 +47,14 @@ class HostCache:
     Args:
         max_bytes: most bytes of all together.
         disk: where they go when they are dropped.
+        max_short_bytes: most bytes of those with fewer than `SHORT` tokens; None for the same.
     """
 
-    def __init__(self, max_bytes: int, disk: DiskCache | None = None) -> None:
+    def __init__(self, max_bytes: int, disk: DiskCache | None = None, max_short_bytes: int | None = None) -> None:
         self.max_bytes = max_bytes
         self.n_bytes = 0
+        self._max_short_bytes = max_bytes if max_short_bytes is None else max_short_bytes
+        self._short_bytes = 0
         self.disk = disk
         self._pins = Pins()
         self._tree: RadixTree[Parked] = RadixTree()
@@ -76,11 +82,13 @@ class HostCache:
         parked = Parked(tokens.copy(), data)
         self._parked[parked] = time.monotonic()
         self._tree.insert(parked, parked.tokens)
-        self.n_bytes += len(data)
-        while self.n_bytes > self.max_bytes:
-            self._drop_oldest(but=parked)
+        self._count(parked, 1)
+        while self._short_bytes > self._max_short_bytes and self._drop_oldest(parked, short=True):
+            pass
+        while self.n_bytes > self.max_bytes and self._drop_oldest(parked):
+            pass
 
-    def has_place(self, n_bytes: int) -> bool:
+    def has_place(self, n_bytes: int, n_tokens: int) -> bool:
         """Whether so much can be taken in, and of others only what nobody will miss has to go.
 
         That is what was not used for a while, and what is as small as chats that are over: a small one may push out
@@ -88,12 +96,19 @@ class HostCache:
         """
         small, now = min(self.max_bytes // SMALL, MOST_SMALL_BYTES), time.monotonic()
         excess = self.n_bytes + n_bytes - self.max_bytes
+        capped = n_tokens < SHORT and self._max_short_bytes < self.max_bytes
+        short_excess = self._short_bytes + n_bytes - self._max_short_bytes if capped else 0
         for parked, used_at in self._parked.items():
-            if excess < 0:
+            if excess < 0 and short_excess <= 0:
                 break
             if parked.tokens in self._pins:
                 continue
-            if (n_bytes > small or len(parked.data) > small) and now - used_at < MISSED_S:
+            if short_excess > 0 and len(parked.tokens) < SHORT:
+                # It goes for another short one, whatever it is.
+                short_excess -= len(parked.data)
+            elif excess < 0:
+                continue
+            elif (n_bytes > small or len(parked.data) > small) and now - used_at < MISSED_S:
                 return False
             excess -= len(parked.data)
         return excess < 0
@@ -124,7 +139,7 @@ class HostCache:
         if parked in self._parked:
             del self._parked[parked]
             self._tree.remove(parked)
-            self.n_bytes -= len(parked.data)
+            self._count(parked, -1)
 
     def reject(self, parked: Parked) -> None:
         """Drop a sequence that could not be loaded, from the disk, too."""
@@ -168,10 +183,24 @@ class HostCache:
             self.store(parked.tokens, parked.data, wait=True)
         self.disk.close()
 
-    def _drop_oldest(self, but: Parked) -> None:
-        """Drop the one that is to go first, which is never the one that just came."""
-        unpinned = (one for one in self._parked if one is not but and one.tokens not in self._pins)
-        parked = next(unpinned, None) or next(one for one in self._parked if one is not but)
+    def _count(self, parked: Parked, sign: int) -> None:
+        self.n_bytes += sign * len(parked.data)
+        if len(parked.tokens) < SHORT:
+            self._short_bytes += sign * len(parked.data)
+
+    def _drop_oldest(self, but: Parked, *, short: bool = False) -> bool:
+        """Drop the one (or the short one) that is to go first, which is never the one that just came.
+
+        Returns:
+            Whether there was one. Short ones that are pinned go only for want of memory.
+        """
+        others = (one for one in self._parked if one is not but and (not short or len(one.tokens) < SHORT))
+        parked = next((one for one in others if one.tokens not in self._pins), None)
+        if parked is None and not short:
+            parked = next((one for one in self._parked if one is not but), None)
+        if parked is None:
+            return False
         self.remove(parked)
         if self.disk is not None:
             self.disk.store(parked.tokens, parked.data)
+        return True

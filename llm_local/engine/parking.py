@@ -74,7 +74,7 @@ class Parking:
         """
         if self._host is None or not self._memory.holds(slot.id, 1):
             return False
-        return self._host.has_place(self._n_bytes(slot)) or self._host.refresh(slot.tokens[: slot.length])
+        return self._host.has_place(self._n_bytes(slot), slot.length) or self._host.refresh(slot.tokens[: slot.length])
 
     def park(self, slot: Slot) -> None:
         """Copy what a slot holds to the host's memory, if it is worth it, can stay there, and is not there already."""

@@ -280,8 +280,8 @@ def test_a_pin_in_the_host_tier_makes_no_place(monkeypatch: pytest.MonkeyPatch) 
     pins.add(array(range(40)))
     host.put(array(range(40)), bytearray(60))
     host.put(array(range(50, 90)), bytearray(30))
-    assert host.has_place(39)
-    assert not host.has_place(40)
+    assert host.has_place(39, 39)
+    assert not host.has_place(40, 40)
 
 
 def test_a_pin_is_gathered_with_the_conversation_that_shares_it() -> None:
@@ -314,11 +314,11 @@ def test_what_is_used_again_is_missed_again(monkeypatch: pytest.MonkeyPatch) -> 
     host = HostCache(100)
     host.put(array(range(40)), bytearray(80))
     time.sleep(0.06)
-    assert host.has_place(80)
+    assert host.has_place(80, 40)
     parked = host.match(array(range(40)))[0]
-    assert host.has_place(80), "who was only looked at"
+    assert host.has_place(80, 40), "who was only looked at"
     host.used(parked)
-    assert not host.has_place(80)
+    assert not host.has_place(80, 40)
 
 
 def test_of_several_that_begin_alike_the_smallest_is_loaded_and_only_that_is_used() -> None:
@@ -359,12 +359,38 @@ def test_a_large_host_tier_keeps_conversations_that_are_small_beside_it() -> Non
     host = HostCache(1024 * mib)
     for n in range(10):
         host.put(array(range(100 * n, 100 * n + 50)), NeverRead(100 * mib))  # type: ignore[arg-type]
-    assert host.has_place(20 * mib)
-    assert not host.has_place(100 * mib)
+    assert host.has_place(20 * mib, 500)
+    assert not host.has_place(100 * mib, 500)
     small = HostCache(1024 * mib)
     for n in range(49):
         small.put(array(range(100 * n, 100 * n + 50)), NeverRead(21 * mib - 1))  # type: ignore[arg-type]
-    assert small.has_place(20 * mib), "chats that are over may go for others"
+    assert small.has_place(20 * mib, 500), "chats that are over may go for others"
+
+
+def test_chats_take_no_more_of_the_host_tier_than_they_may_and_conversations_all_of_it() -> None:
+    host = HostCache(1000, max_short_bytes=200)
+    for n in range(10):
+        host.put(array(range(1000 * n, 1000 * n + 50)), bytearray(50))
+    assert (len(host), host.n_bytes) == (4, 200), "the last four"
+    assert [host.match(array(range(1000 * n, 1000 * n + 50)))[1] for n in (5, 6, 9)] == [0, 50, 50]
+    for n in range(10, 13):
+        host.put(array(range(1000 * n, 1000 * n + 300)), bytearray(250))
+    assert (len(host), host.n_bytes) == (7, 950)
+    assert host.has_place(50, 50), "for another chat one of them goes"
+    assert not host.has_place(260, 300), "no conversation that was just used does"
+    host.remove(host.match(array(range(10_000, 10_300)))[0])
+    assert host.has_place(250, 300)
+    host.put(array(range(20_000, 20_050)), bytearray(50))
+    assert (len(host), host.n_bytes) == (6, 700)
+
+
+def test_pinned_chats_stay_though_they_are_more_than_chats_may_be() -> None:
+    host, pins = HostCache(1000, max_short_bytes=100), Pins()
+    host.connect(lambda report: None, pins)
+    for n in range(4):
+        pins.add(array(range(1000 * n, 1000 * n + 50)))
+        host.put(array(range(1000 * n, 1000 * n + 50)), bytearray(50))
+    assert (len(host), host.n_bytes) == (4, 200)
 
 
 class NeverRead:
