@@ -35,10 +35,11 @@ MISSED_S = 180.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parked:
-    """A sequence's tokens and the native bytes of their KV."""
+    """A sequence's tokens, the native bytes of their KV, and whether it counts as a chat (a pinned one does not)."""
 
     tokens: Tokens
     data: StateBytes
+    is_short: bool
 
 
 class HostCache:
@@ -71,15 +72,21 @@ class HostCache:
         if self.disk is not None:
             self.disk.connect(report, pins)
 
-    def put(self, tokens: Tokens, data: StateBytes) -> None:
-        """Take a sequence in; those whose tokens it begins with are superseded."""
-        if len(data) > self.max_bytes or self.refresh(tokens):
-            return
+    def put(self, tokens: Tokens, data: StateBytes) -> bool:
+        """Take a sequence in, if it is not too large; those whose tokens it begins with are superseded.
+
+        Returns:
+            Whether it is there.
+        """
+        if self.refresh(tokens):
+            return True
+        if len(data) > self.max_bytes:
+            return False
         for node in self._tree.walk(tokens).passed:
             for shorter in list(node.ends):
                 if shorter.tokens not in self._pins:
                     self.remove(shorter)
-        parked = Parked(tokens.copy(), data)
+        parked = Parked(tokens.copy(), data, len(tokens) < SHORT and tokens not in self._pins)
         self._parked[parked] = time.monotonic()
         self._tree.insert(parked, parked.tokens)
         self._count(parked, 1)
@@ -87,6 +94,7 @@ class HostCache:
             pass
         while self.n_bytes > self.max_bytes and self._drop_oldest(parked):
             pass
+        return True
 
     def has_place(self, n_bytes: int, n_tokens: int) -> bool:
         """Whether so much can be taken in, and of others only what nobody will miss has to go.
@@ -97,27 +105,35 @@ class HostCache:
         small, now = min(self.max_bytes // SMALL, MOST_SMALL_BYTES), time.monotonic()
         excess = self.n_bytes + n_bytes - self.max_bytes
         capped = n_tokens < SHORT and self._max_short_bytes < self.max_bytes
-        short_excess = self._short_bytes + n_bytes - self._max_short_bytes if capped else 0
+        short_excess = self._short_bytes + n_bytes - self._max_short_bytes
+        for parked in self._parked if capped else ():
+            # They go for it in any case.
+            if parked.is_short and short_excess > 0:
+                short_excess -= len(parked.data)
+                excess -= len(parked.data)
         for parked, used_at in self._parked.items():
-            if excess < 0 and short_excess <= 0:
+            if excess < 0:
                 break
             if parked.tokens in self._pins:
                 continue
-            if short_excess > 0 and len(parked.tokens) < SHORT:
-                # It goes for another short one, whatever it is.
-                short_excess -= len(parked.data)
-            elif excess < 0:
-                continue
-            elif (n_bytes > small or len(parked.data) > small) and now - used_at < MISSED_S:
+            if (n_bytes > small or len(parked.data) > small) and now - used_at < MISSED_S:
                 return False
             excess -= len(parked.data)
         return excess < 0
 
     def refresh(self, tokens: Tokens) -> bool:
-        """Note that these tokens were used; False when no sequence that is parked has all of them."""
+        """Note that these tokens were used; False when no sequence that is parked has all of them.
+
+        A pinned prefix has to be there by itself: who goes on after it may be dropped before it.
+        """
         walk = self._tree.walk(tokens)
-        parked = walk.holder()
-        if parked is None or walk.length < len(tokens):
+        if walk.length < len(tokens):
+            return False
+        if tokens in self._pins:
+            parked = next((one for one in walk.node.ends if len(one.tokens) == len(tokens)), None)
+        else:
+            parked = walk.holder()
+        if parked is None:
             return False
         self.used(parked)
         return True
@@ -172,32 +188,30 @@ class HostCache:
         """Write a sequence to the disk; with `wait`, when not too many bytes wait for that."""
         if self.disk is not None:
             if wait:
-                self.disk.flush(MAX_UNWRITTEN_BYTES // 2)
+                self.disk.flush(max(MAX_UNWRITTEN_BYTES // 2 - len(data), 0))
             self.disk.store(tokens, data)
 
     def close(self, *, keep: bool) -> None:
-        """Write what is parked to the disk, if it is to be kept, the last used first, and end the disk's worker."""
+        """Write what is parked to the disk, if it is to be kept, and end the disk's worker."""
         if self.disk is None:
             return
-        for parked in reversed(self._parked) if keep else ():
+        for parked in self._parked if keep else ():
             self.store(parked.tokens, parked.data, wait=True)
         self.disk.close()
 
     def _count(self, parked: Parked, sign: int) -> None:
         self.n_bytes += sign * len(parked.data)
-        if len(parked.tokens) < SHORT:
+        if parked.is_short:
             self._short_bytes += sign * len(parked.data)
 
     def _drop_oldest(self, but: Parked, *, short: bool = False) -> bool:
         """Drop the one (or the short one) that is to go first, which is never the one that just came.
 
         Returns:
-            Whether there was one. Short ones that are pinned go only for want of memory.
+            Whether there was one.
         """
-        others = (one for one in self._parked if one is not but and (not short or len(one.tokens) < SHORT))
-        parked = next((one for one in others if one.tokens not in self._pins), None)
-        if parked is None and not short:
-            parked = next((one for one in self._parked if one is not but), None)
+        others = [one for one in self._parked if one is not but and (one.is_short or not short)]
+        parked = next((one for one in others if one.tokens not in self._pins), next(iter(others), None))
         if parked is None:
             return False
         self.remove(parked)

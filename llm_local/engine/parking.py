@@ -21,6 +21,9 @@ WORTH_PARKING = 32
 """Tokens that a sequence must have to itself, or that a parked one must save, to be moved at all; beyond that it is
 decided by the measured rates (`rates.py`)."""
 
+MANY_OWN = 512
+"""Cells of its own with which an idle sequence moves out, whatever it shares."""
+
 
 @dataclass(frozen=True, slots=True)
 class TierBytes:
@@ -76,16 +79,34 @@ class Parking:
             return False
         return self._host.has_place(self._n_bytes(slot), slot.length) or self._host.refresh(slot.tokens[: slot.length])
 
-    def park(self, slot: Slot) -> None:
-        """Copy what a slot holds to the host's memory, if it is worth it, can stay there, and is not there already."""
+    def is_better_off(self, slot: Slot) -> bool:
+        """Whether an idle slot whose cells nobody needs is to move to the host's memory all the same.
+
+        All of it is copied, and comes back into cells of its own: not what it shares for the most part, unless it has
+        many beside that.
+        """
+        if self._cells.n_own(slot) < min(slot.length / 2, MANY_OWN):
+            return False
+        return self.is_worth_it(slot) and self.is_kept(slot)
+
+    def park(self, slot: Slot) -> bool:
+        """Copy what a slot holds to the host's memory, if it is worth it, can stay there, and is not there already.
+
+        Returns:
+            Whether it is there.
+        """
         if self._host is None or not slot.length or self._n_bytes(slot) >= self._host.max_bytes:
-            return
+            return False
         if not self.is_worth_it(slot):
-            return
+            return False
         tokens = slot.tokens[: slot.length]
-        if not self._host.refresh(tokens) and (data := self._save(slot)):
-            self._host.put(tokens, data)
-            self.n_parked += 1
+        if self._host.refresh(tokens):
+            return True
+        data = self._save(slot)
+        if not data or not self._host.put(tokens, data):
+            return False
+        self.n_parked += 1
+        return True
 
     @property
     def is_empty(self) -> bool:
@@ -103,6 +124,8 @@ class Parking:
         saves = common - have
         if parked is None or saves < WORTH_PARKING or not self.rates.loading_pays(saves, len(parked.data)):
             return None
+        # Others may be parked before it is loaded, and it is not to go for them.
+        self._host.used(parked)
         return parked, common
 
     def load(self, slot: Slot, parked: Parked, common: int) -> bool:
@@ -119,7 +142,6 @@ class Parking:
         self.rates.loaded.add(len(parked.data), time.perf_counter() - began)
         if common == len(parked.tokens) and parked.tokens not in self._pins:
             self._host.remove(parked)
-        self._host.used(parked)
         self.n_restored += 1
         return True
 

@@ -25,8 +25,8 @@ SCATTERED = 512
 """Cells by which more than twice those in use must have been in use for them to be moved together."""
 
 LONG_PROMPT = 256
-"""Tokens to be computed from which on what is idle makes way before: a prompt that is read into the holes between its
-cells lies scattered, and attention on a CPU, which skips what a whole group of cells has for others, skips nothing."""
+"""Tokens to be computed from which on what is idle makes way before: in the holes between its cells a prompt would lie
+scattered, and attention on a CPU, which skips what a whole group of cells has for others, would skip nothing."""
 
 LOOK_EVERY = 4
 """Steps between looks for idle sequences to move out, which are not free."""
@@ -101,7 +101,7 @@ class PrefixCache:
         if self._park_after is not None and found is not None and len(tokens) - found[1] >= LONG_PROMPT:
             for slot in self.slots:
                 if self._is_parkable(slot):
-                    self._evict(slot)
+                    self._move_out(slot)
         return found
 
     def has_room(self, tokens: Tokens, shareable: int, reserve: int, leaving: Container[int]) -> bool:
@@ -139,8 +139,10 @@ class PrefixCache:
             return
         # The longest first: what others share with them is not worth a copy before they are gone.
         for slot in sorted(self.slots, key=lambda slot: -slot.length):
-            if slot.length < WORTH_PARKING or (self.parking.is_worth_it(slot) and self.parking.is_kept(slot)):
-                self._evict(slot)
+            if slot.length < WORTH_PARKING:
+                self.trim(slot, 0)
+            elif self.parking.is_worth_it(slot) and self.parking.is_kept(slot):
+                self._move_out(slot)
         self.cells.peak = 0
 
     def _restore(self, tokens: Tokens, reserve: int) -> tuple[Slot, int] | None:
@@ -171,17 +173,16 @@ class PrefixCache:
             return
         for slot in self.slots:
             if self._step - slot.idle_since >= self._park_after and self._is_parkable(slot):
-                self._evict(slot)
+                self._move_out(slot)
                 return
 
     def _is_parkable(self, slot: Slot) -> bool:
-        """Whether an idle slot may be emptied that nobody needs.
+        return not slot.busy and slot.length > 0 and not slot.is_pin and self.parking.is_better_off(slot)
 
-        All of it is copied, and comes back into cells of its own: not what it shares for the most part.
-        """
-        if slot.busy or not slot.length or slot.is_pin or 2 * self.cells.n_own(slot) < slot.length:
-            return False
-        return self.parking.is_worth_it(slot) and self.parking.is_kept(slot)
+    def _move_out(self, slot: Slot) -> None:
+        """Empty a slot once what it holds is in the host's memory."""
+        if self.parking.park(slot):
+            self.trim(slot, 0)
 
     def _evict(self, slot: Slot) -> None:
         """Empty a slot; what is worth it goes to the host's memory."""
@@ -207,9 +208,7 @@ class PrefixCache:
         while self.cells.n_free < n:
             idle = [slot for slot in self.slots if not slot.busy and slot.length]
             if not idle:
-                raise RuntimeError(
-                    f"the KV accounting is wrong: {n} cells promised, {self.cells.n_free} free, none idle"
-                )
+                raise RuntimeError(f"the KV accounting is wrong: {n} cells promised, {self.cells.n_free} free")
             self._evict(min(idle, key=lambda slot: (slot.is_pin, slot.used_at)))
 
     def evict_idle(self) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm_local.engine import disk_cache, disk_file, disk_worker, engine_thread
+from llm_local.engine import disk_cache, disk_file, disk_worker, engine_thread, host_cache
 from llm_local.engine.disk_cache import DiskCache
 from llm_local.engine.disk_worker import Report
 from llm_local.engine.engine import Engine
@@ -470,18 +470,24 @@ def test_files_that_a_writer_left_half_written_are_removed_when_they_are_old(tmp
     assert (old.exists(), fresh.exists()) == (False, True)
 
 
-def test_at_the_stop_what_was_used_last_is_written_first(tmp_path: Path) -> None:
-    """There may be no time or no room for all."""
-    size = disk_file.file_bytes(KEY, 80, 1000)
-    disk = DiskCache.open(tmp_path, KEY, 2 * size)
-    host = HostCache(10**6, disk)
+def test_at_the_stop_large_ones_wait_for_room_among_what_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_cache, "MAX_UNWRITTEN_BYTES", 25_600)
+    monkeypatch.setattr(host_cache, "MAX_UNWRITTEN_BYTES", 25_600)
+    write = disk_file.write
+
+    def slowly(*args: Any) -> None:
+        time.sleep(0.02)
+        write(*args)
+
+    monkeypatch.setattr(disk_file, "write", slowly)
+    host = HostCache(10**6, DiskCache.open(tmp_path, KEY, 10**6))
     host.connect(lambda report: None, Pins())
-    for n in range(4):
-        host.put(array(prompt_of(n)), bytearray(1000))
-    assert host.refresh(array(prompt_of(1)))
+    for n, size in enumerate((17_000, 9_000, 17_000, 9_000)):
+        host.put(array(prompt_of(n)), bytearray(size))
     host.close(keep=True)
-    kept = {disk_file.file_name(KEY, array(prompt_of(n))) for n in (1, 3)}
-    assert {path.name for path in files(tmp_path)} == kept
+    assert len(files(tmp_path)) == 4
 
 
 def test_nothing_is_written_after_the_engine_died(tmp_path: Path) -> None:

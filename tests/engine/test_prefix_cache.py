@@ -367,30 +367,109 @@ def test_a_large_host_tier_keeps_conversations_that_are_small_beside_it() -> Non
     assert small.has_place(20 * mib, 500), "chats that are over may go for others"
 
 
+def chat(n: int, length: int = 50) -> np.ndarray:
+    return array(range(1000 * n, 1000 * n + length))
+
+
 def test_chats_take_no_more_of_the_host_tier_than_they_may_and_conversations_all_of_it() -> None:
     host = HostCache(1000, max_short_bytes=200)
     for n in range(10):
-        host.put(array(range(1000 * n, 1000 * n + 50)), bytearray(50))
-    assert (len(host), host.n_bytes) == (4, 200), "the last four"
-    assert [host.match(array(range(1000 * n, 1000 * n + 50)))[1] for n in (5, 6, 9)] == [0, 50, 50]
-    for n in range(10, 13):
-        host.put(array(range(1000 * n, 1000 * n + 300)), bytearray(250))
-    assert (len(host), host.n_bytes) == (7, 950)
-    assert host.has_place(50, 50), "for another chat one of them goes"
-    assert not host.has_place(260, 300), "no conversation that was just used does"
-    host.remove(host.match(array(range(10_000, 10_300)))[0])
-    assert host.has_place(250, 300)
-    host.put(array(range(20_000, 20_050)), bytearray(50))
-    assert (len(host), host.n_bytes) == (6, 700)
+        assert host.put(chat(n), bytearray(50))
+    assert (len(host), host.n_bytes) == (4, 200)
+    assert [host.match(chat(n))[1] for n in range(10)] == [0] * 6 + [50] * 4, "the last four"
+    assert host.put(chat(50), bytearray(201))
+    assert (len(host), host.n_bytes) == (1, 201), "one alone, whatever it takes"
+    for n in range(10, 14):
+        assert host.put(chat(n, 300), bytearray(250))
+    assert (len(host), host.n_bytes) == (4, 1000 - 250 + 250), "of all the oldest go"
+    assert not host.put(chat(99), bytearray(1001))
 
 
-def test_pinned_chats_stay_though_they_are_more_than_chats_may_be() -> None:
+def test_a_chat_has_a_place_where_other_chats_go_for_it() -> None:
+    host = HostCache(1000, max_short_bytes=200)
+    for n in range(2):
+        host.put(chat(n, 300), bytearray(400))
+    for n in range(2, 6):
+        host.put(chat(n), bytearray(50))
+    assert host.has_place(40, 50), "a chat goes, which is younger than the conversations"
+    assert host.put(chat(6), bytearray(40))
+    assert [host.match(chat(n, 300))[1] for n in range(7)] == [300, 300, 0, 50, 50, 50, 50]
+    assert not host.has_place(260, 300), "conversations that were just used do not"
+    assert not host.has_place(260, 50), "nor for a chat that is as large"
+    assert not host.has_place(150, 300), "chats do not go for a conversation"
+    few = HostCache(1000, max_short_bytes=200)
+    for n in range(2):
+        few.put(chat(n, 300), bytearray(450))
+    for n in range(2, 4):
+        few.put(chat(n), bytearray(50))
+    assert not few.has_place(40, 50), "chats may be more: none goes, but the oldest of all"
+    uncapped = HostCache(1000)
+    for n in range(2):
+        uncapped.put(chat(n), bytearray(500))
+    assert not uncapped.has_place(260, 50)
+
+
+def test_pinned_prefixes_are_no_chats() -> None:
     host, pins = HostCache(1000, max_short_bytes=100), Pins()
     host.connect(lambda report: None, pins)
     for n in range(4):
-        pins.add(array(range(1000 * n, 1000 * n + 50)))
-        host.put(array(range(1000 * n, 1000 * n + 50)), bytearray(50))
-    assert (len(host), host.n_bytes) == (4, 200)
+        pins.add(chat(n))
+        host.put(chat(n), bytearray(50))
+    for n in range(4, 10):
+        host.put(chat(n), bytearray(40))
+    assert (len(host), host.n_bytes) == (6, 4 * 50 + 2 * 40)
+    assert all(host.match(chat(n))[1] for n in range(4))
+
+
+def test_a_pinned_prefix_is_there_by_itself_although_a_conversation_begins_with_it() -> None:
+    host, pins = HostCache(700), Pins()
+    host.connect(lambda report: None, pins)
+    pins.add(chat(1, 300))
+    host.put(chat(1, 500), bytearray(400))
+    assert not host.refresh(chat(1, 300))
+    assert host.put(chat(1, 300), bytearray(200))
+    assert host.refresh(chat(1, 300))
+    assert host.refresh(chat(1, 400)), "of which the conversation has more"
+    for n in range(2, 5):
+        host.put(chat(n, 300), bytearray(300))
+    assert host.match(chat(1, 500))[1] == 300, "the conversation is gone, and the prefix is there"
+
+
+def test_who_is_brought_back_does_not_go_for_others_that_have_to_make_room() -> None:
+    backend = FakeBackend(n_ctx=1000, n_slots=3)
+    host = HostCache(4 * 1000)
+    cache = PrefixCache(backend, 3, 1000, 900, host)
+    for n, length in ((1, 400), (2, 500)):
+        host.put(chat(n, length), bytearray(chat(n, length)))
+    for n in (3, 4):
+        run(backend, cache, chat(n, 450))
+    assert run(backend, cache, array([*chat(1, 300), 7])) == 300
+    assert host.match(chat(1, 400))[1] == 400
+    assert host.match(chat(2, 500))[1] == 0
+
+
+def test_what_cannot_be_saved_stays_in_the_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = FakeBackend(n_ctx=2000, n_slots=6)
+    cache = PrefixCache(backend, 6, 2000, 900, HostCache(100_000), park_after=4)
+    run(backend, cache, chat(1, 300))
+    monkeypatch.setattr(backend, "save", lambda slot: bytearray())
+    for _ in range(40):
+        cache.next_step()
+    assert run(backend, cache, chat(2, 400)) == 0
+    cache.cells.peak = 2000
+    cache._gather()
+    assert run(backend, cache, array([*chat(1, 300), 7])) == 300
+
+
+def test_what_has_many_cells_of_its_own_moves_out_whatever_it_shares() -> None:
+    backend = FakeBackend(n_ctx=6000, n_slots=6)
+    cache = PrefixCache(backend, 6, 6000, 3000, HostCache(10**6), park_after=4)
+    beginning = list(range(1000))
+    for n, own in ((10, 520), (20, 500), (30, 500)):
+        run(backend, cache, array([*beginning, *chat(n, own)]))
+    for _ in range(40):
+        cache.next_step()
+    assert cache.cells.n_used == 2000
 
 
 class NeverRead:
