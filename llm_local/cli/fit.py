@@ -150,8 +150,8 @@ def read_demand(weights: Weights, settings: Settings, params: ContextParams) -> 
 def host_cache_bytes(settings: Settings, cells_bytes: int, layers: Layers) -> int:
     """Return the most that the KV of idle sequences may take in the host's memory, once everything is loaded.
 
-    Unless it is set, that is twice what all cells hold, within shares of the memory: on a CPU idle cells slow every
-    step down, and sequences that share a prefix in the cells have a copy of it each there.
+    Unless it is set, that is what all cells hold, within shares of the memory: on a CPU idle cells slow every step
+    down. It is not more, so that all of it could come back together, into cells that nobody shares.
     """
     if settings.host_cache_mb is not None:
         return settings.host_cache_mb * 2**20
@@ -160,7 +160,7 @@ def host_cache_bytes(settings: Settings, cells_bytes: int, layers: Layers) -> in
         return LEAST_HOST_CACHE_BYTES
     # Weights that stay in their file count as available.
     free = memory.available - layers.plan.host.mapped
-    most = max(min(2 * cells_bytes, memory.total // SHARE_OF_MEMORY, free // SHARE_OF_FREE), LEAST_HOST_CACHE_BYTES)
+    most = max(min(cells_bytes, memory.total // SHARE_OF_MEMORY, free // SHARE_OF_FREE), LEAST_HOST_CACHE_BYTES)
     log.info("KV of idle sequences: up to %d MiB of memory (LLM_HOST_CACHE_MB)", most // 2**20)
     return most
 

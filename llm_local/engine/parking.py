@@ -21,9 +21,6 @@ WORTH_PARKING = 32
 """Tokens that a sequence must have to itself, or that a parked one must save, to be moved at all; beyond that it is
 decided by the measured rates (`rates.py`)."""
 
-MANY_OWN = 512
-"""Cells of its own with which an idle sequence moves out, whatever it shares."""
-
 
 @dataclass(frozen=True, slots=True)
 class TierBytes:
@@ -82,10 +79,10 @@ class Parking:
     def is_better_off(self, slot: Slot) -> bool:
         """Whether an idle slot whose cells nobody needs is to move to the host's memory all the same.
 
-        All of it is copied, and comes back into cells of its own: not what it shares for the most part, unless it has
-        many beside that.
+        All of it is copied, and comes back into cells of its own, for which there may be no room then: not what it
+        shares for the most part.
         """
-        if self._cells.n_own(slot) < min(slot.length / 2, MANY_OWN):
+        if 2 * self._cells.n_own(slot) < slot.length:
             return False
         return self.is_worth_it(slot) and self.is_kept(slot)
 

@@ -461,17 +461,6 @@ def test_what_cannot_be_saved_stays_in_the_cells(monkeypatch: pytest.MonkeyPatch
     assert run(backend, cache, array([*chat(1, 300), 7])) == 300
 
 
-def test_what_has_many_cells_of_its_own_moves_out_whatever_it_shares() -> None:
-    backend = FakeBackend(n_ctx=6000, n_slots=6)
-    cache = PrefixCache(backend, 6, 6000, 3000, HostCache(10**6), park_after=4)
-    beginning = list(range(1000))
-    for n, own in ((10, 520), (20, 500), (30, 500)):
-        run(backend, cache, array([*beginning, *chat(n, own)]))
-    for _ in range(40):
-        cache.next_step()
-    assert cache.cells.n_used == 2000
-
-
 class NeverRead:
     """So many bytes of which none is there."""
 

@@ -147,7 +147,7 @@ def test_disk_cache_mb_is_the_limit_of_the_folder_and_host_cache_mb_0_is_no_tier
     assert load._host_cache(Settings(), smol, Keyed(), 0) is None  # type: ignore[arg-type]
 
 
-def test_unless_it_is_set_the_host_cache_has_room_for_all_cells_twice_within_shares_of_the_memory(
+def test_unless_it_is_set_the_host_cache_has_room_for_all_cells_within_shares_of_the_memory(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def most(total: int, available: int, cells: int, *, n_gpu: int = 0, mapped: int = 0, **settings: int) -> int:
@@ -157,8 +157,8 @@ def test_unless_it_is_set_the_host_cache_has_room_for_all_cells_twice_within_sha
         return fit.host_cache_bytes(Settings.model_validate(settings), cells * MIB, layers) // MIB
 
     caplog.set_level("INFO", "llm_local")
-    assert most(32768, 20000, 300) == 600
-    assert "up to 600 MiB of memory (LLM_HOST_CACHE_MB)" in caplog.text
+    assert most(32768, 20000, 300) == 300
+    assert "up to 300 MiB of memory (LLM_HOST_CACHE_MB)" in caplog.text
     assert most(32768, 20000, 3000) == 1024
     assert most(32768, 2000, 3000) == 500
     assert most(32768, 5000, 3000, mapped=3000) == 500, "weights that stay in their file count as available"
@@ -178,7 +178,7 @@ def test_the_host_cache_of_a_server_is_for_its_cells(smol_path: Path, monkeypatc
     tier = loaded.engine._thread.scheduler.cache.parking._host
     assert tier is not None
     cell_bytes = kv_bytes_per_token(read_shape(smol_path))
-    assert tier.max_bytes == pytest.approx(2 * 8192 * cell_bytes, rel=0.001)
+    assert tier.max_bytes == pytest.approx(8192 * cell_bytes, rel=0.001)
     assert tier.max_bytes > 96 * MIB
     loaded.engine._backend.close()  # type: ignore[attr-defined]
     loaded.close()
