@@ -46,7 +46,8 @@ class Layers:
 
 
 LEAST_HOST_CACHE_BYTES, SHARE_OF_MEMORY, SHARE_OF_FREE = 96 * 2**20, 32, 4
-"""Unless it is set, the KV of idle sequences may take one part in so many of all memory, and of what is left of it."""
+"""What the KV of idle sequences may take, unless it is set: so much in any case, and else at most one part in so many
+of all memory and of what is left of it."""
 
 LEAST_BATCH = 2
 """Rows: the size of a cell is measured with two."""
@@ -143,7 +144,7 @@ def read_demand(weights: Weights, settings: Settings, params: ContextParams) -> 
         utilization=settings.gpu_memory_utilization,
         mmap=settings.mmap,
         mlock=settings.mlock,
-        host_cache_bytes=_host_cache_bytes(settings, shape),
+        host_cache_bytes=_planned_host_cache_bytes(settings, shape),
     )
 
 
@@ -165,8 +166,8 @@ def host_cache_bytes(settings: Settings, cells_bytes: int, layers: Layers) -> in
     return most
 
 
-def _host_cache_bytes(settings: Settings, shape: ModelShape) -> int:
-    """Return what is planned for the KV of idle sequences; `host_cache_bytes` takes more of what is left."""
+def _planned_host_cache_bytes(settings: Settings, shape: ModelShape) -> int:
+    """Return what a start must have for the KV of idle sequences; `host_cache_bytes` takes more of what is left."""
     if any(layer.state_bytes for layer in shape.layers):
         return 0
     return LEAST_HOST_CACHE_BYTES if settings.host_cache_mb is None else settings.host_cache_mb * 2**20

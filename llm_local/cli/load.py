@@ -176,7 +176,7 @@ def _host_cache(settings: Settings, model: LlamaModel, backend: LlamaBackend, ma
             f"{model.path.name} ({model.architecture}) has a state that cannot be cut at a prefix; "
             "unset LLM_DISK_CACHE_DIR and LLM_WARM_PREFIXES"
         )
-    if not max_bytes or model.is_recurrent:
+    if not max_bytes:
         return None
     disk = None
     if settings.disk_cache_dir is not None:

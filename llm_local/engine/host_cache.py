@@ -107,8 +107,10 @@ class HostCache:
         capped = n_tokens < SHORT and self._max_short_bytes < self.max_bytes
         short_excess = self._short_bytes + n_bytes - self._max_short_bytes
         for parked in self._parked if capped else ():
+            if short_excess <= 0:
+                break
             # They go for it in any case.
-            if parked.is_short and short_excess > 0:
+            if parked.is_short:
                 short_excess -= len(parked.data)
                 excess -= len(parked.data)
         for parked, used_at in self._parked.items():

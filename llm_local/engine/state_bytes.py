@@ -13,8 +13,8 @@ _PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MA
 def allocate(n: int) -> StateBytes:
     """Return `n` bytes of the system's own, which it gets back as soon as nobody refers to them.
 
-    From malloc come what is below 32 MiB and what is larger in different ways, and of the former a third and more stays
-    with the process between what is in use. A bytearray is also filled with zeros while no other thread can run.
+    malloc keeps a third and more of what was freed between what is still in use, once it has seen a large block freed
+    (glibc: of all blocks up to 32 MiB). And a bytearray is filled with zeros while no other thread can run.
 
     Raises:
         MemoryError: there are not so many.

@@ -132,9 +132,9 @@ class LlamaBackend:
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._device = DeviceSampling(self._context) if params.backend_sampling else None
         self._batch = NativeBatch(params.n_batch)
-        self._spare = SpareRow(self._memory, self._batch, slot=params.n_slots, most=native.n_ubatch)
         # With a GPU at hand llama.cpp repacks nothing, wherever the layers are.
-        self._spare.pays = not devices.gpu_devices(None) and pays(read_shape(model.path))
+        spare_pays = not devices.gpu_devices(None) and pays(read_shape(model.path))
+        self._spare = SpareRow(self._memory, self._batch, params.n_slots, most=native.n_ubatch, pays=spare_pays)
         self.n_ctx = int(llama_cpp.llama_n_ctx(self._context))
         self.n_batch = params.n_batch
         self.n_slots = params.n_slots

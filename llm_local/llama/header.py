@@ -24,6 +24,7 @@ _LAYER = re.compile(r"^(?:blk|enc\.blk|dec\.blk)\.(\d+)\.")
 
 Q4_0, Q8_0, Q2_K, Q4_K, Q5_K, Q6_K, IQ4_NL, MXFP4 = 2, 8, 10, 12, 13, 14, 20, 39
 FOUR_BITS = {Q4_0, Q4_K, IQ4_NL, MXFP4}
+"""ggml's own numbers (ggml.h, enum ggml_type)."""
 
 
 def check_gguf(path: Path) -> None:

@@ -4,8 +4,7 @@ ggml's kernels for repacked weights (on x86 Q4_K, Q4_0 and a few others) take fo
 over go one by one, so that three of them cost three passes over the weights where four cost about two: Qwen2.5-1.5B
 in Q4_K_M takes 191 ms for three rows and 149 with one more (two CPUs; see docs/performance.md).
 
-The row is of a sequence of its own, which is forgotten right after, and it has no logits. In a row that no one fills
-anything may stand.
+The row is of a sequence of its own, which is forgotten right after, and it has no logits.
 """
 
 from __future__ import annotations
@@ -50,13 +49,11 @@ class SpareRow:
         batch: whose rows are followed by this one.
         slot: a sequence that nobody else uses.
         most: rows of a batch with it. More than one pass takes would only cost.
-
-    Attributes:
         pays: whether it is worth it; see `pays`.
     """
 
-    def __init__(self, memory: Any, batch: NativeBatch, slot: int, most: int) -> None:
-        self.pays = False
+    def __init__(self, memory: Any, batch: NativeBatch, slot: int, most: int, *, pays: bool) -> None:
+        self.pays = pays
         self._memory = memory
         self._batch = batch
         self._slot = slot

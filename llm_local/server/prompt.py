@@ -10,16 +10,9 @@ from llm_local.chat.dialects import dialect_of
 from llm_local.chat.template import ChatTemplate
 from llm_local.errors import ContextLengthExceeded, RequestError, UnsupportedParameter
 from llm_local.server.generation import check_length
+from llm_local.server.message_schema import AssistantMessage, ChatMessage, Content, FunctionCall, ToolMessage
 from llm_local.server.runtime import Loaded
-from llm_local.server.schema import (
-    ApplyTemplateRequest,
-    AssistantMessage,
-    ChatMessage,
-    ChatRequest,
-    Content,
-    FunctionCall,
-    ToolMessage,
-)
+from llm_local.server.schema import ApplyTemplateRequest, ChatRequest
 from llm_local.server.tools import shown_tools
 
 

@@ -11,15 +11,9 @@ from llm_local.chat.dialects import dialect_of
 from llm_local.chat.openings import Openings
 from llm_local.engine.types import FinishReason
 from llm_local.errors import RequestError
+from llm_local.server.message_schema import AllowedTools, FunctionDefinition, NamedFunction, NamedTool
 from llm_local.server.runtime import Loaded
-from llm_local.server.schema import (
-    AllowedTools,
-    ApplyTemplateRequest,
-    ChatRequest,
-    FunctionDefinition,
-    NamedFunction,
-    NamedTool,
-)
+from llm_local.server.schema import ApplyTemplateRequest, ChatRequest
 from llm_local.structured.spec import CallFormat, CallsSpec
 
 NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}

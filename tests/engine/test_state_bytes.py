@@ -27,6 +27,7 @@ def test_they_are_written_hashed_and_read_like_others(tmp_path: Path) -> None:
     tokens, again = disk_file.read(path, "key")
     assert tokens.tolist() == [0, 1, 2, 3, 4]
     assert bytes(again) == bytes(data)
+    assert type(again) is type(data), "also from the disk"
     assert not allocate(0)
 
 

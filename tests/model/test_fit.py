@@ -124,7 +124,7 @@ def test_the_demand_is_what_the_settings_say(smol_path: Path) -> None:
     assert demand(host_cache_mb=0).host_cache_bytes == 0
     assert demand(ctx=65536).host_cache_bytes == 96 * MIB, "more is taken only of what is left"
     recurrent = shape(layers=(Layer(MIB, state_bytes=1),))
-    assert fit._host_cache_bytes(Settings(host_cache_mb=3), recurrent) == 0, "its states are not kept"
+    assert fit._planned_host_cache_bytes(Settings(host_cache_mb=3), recurrent) == 0, "its states are not kept"
     for share in (0, 1.1):
         with pytest.raises(ValueError, match="gpu_memory_utilization"):
             demand(gpu_memory_utilization=share)

@@ -130,7 +130,11 @@ def test_mmap_false_reads_the_file(tuned: Served, smol_path: Path) -> None:
 def test_prefill_chunk_and_host_cache_mb_reach_the_engine(tuned: Served) -> None:
     scheduler = tuned.engine._thread.scheduler
     assert scheduler._filling._pace._prefill_chunk == TUNED["prefill_chunk"]
-    assert scheduler.cache.parking._host.max_bytes == TUNED["host_cache_mb"] * 2**20  # type: ignore[union-attr]
+    tier = scheduler.cache.parking._host
+    assert tier is not None
+    assert tier.max_bytes == tier._max_short_bytes == TUNED["host_cache_mb"] * MIB, (
+        "who sets it, sets it for chats, too"
+    )
 
 
 def test_disk_cache_mb_is_the_limit_of_the_folder_and_host_cache_mb_0_is_no_tier(
@@ -179,7 +183,7 @@ def test_the_host_cache_of_a_server_is_for_its_cells(smol_path: Path, monkeypatc
     assert tier is not None
     cell_bytes = kv_bytes_per_token(read_shape(smol_path))
     assert tier.max_bytes == pytest.approx(8192 * cell_bytes, rel=0.001)
-    assert tier.max_bytes > 96 * MIB
+    assert tier.max_bytes > tier._max_short_bytes == 96 * MIB
     loaded.engine._backend.close()  # type: ignore[attr-defined]
     loaded.close()
 
