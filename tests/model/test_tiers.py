@@ -15,6 +15,7 @@ from llm_local.cli import load
 from llm_local.cli.fit import context_params
 from llm_local.config import Settings
 from llm_local.engine import disk_file
+from llm_local.engine.state_bytes import allocate
 from llm_local.errors import StartupError
 from llm_local.llama.backend import ContextParams, LlamaBackend
 from llm_local.llama.fingerprint import fingerprint
@@ -88,7 +89,9 @@ def test_a_cell_has_the_bytes_that_saving_it_takes(smol: LlamaModel) -> None:
     backend.warm_up()
     tokens = smol.tokenize(LONG)[:200]
     rows(backend, (tokens, 0, 0))
-    assert len(backend.save(0)) == pytest.approx(len(tokens) * backend.cell_bytes, rel=0.01)
+    data = backend.save(0)
+    assert len(data) == pytest.approx(len(tokens) * backend.cell_bytes, rel=0.01)
+    assert type(data) is type(allocate(1)), "which the system gets back"
     backend.close()
 
 
