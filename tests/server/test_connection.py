@@ -175,7 +175,8 @@ def test_what_is_no_http_behind_a_stream_does_not_fall_into_it() -> None:
         connection.sendall(b"\x16\x03 garbage\r\n\r\n")
         data += rest(connection)
     assert data.count(b"HTTP/1.1 ") == 1
-    assert b"400" not in data.partition(b"\r\n\r\n")[2]
+    # Of 400 alone the request's own id may have the digits.
+    assert b"Bad Request" not in data
 
 
 @pytest.mark.parametrize(
