@@ -115,6 +115,7 @@ def load_model(weights: Weights, settings: Settings, on_death: Callable[[], None
     # What is loaded stays: later collections need not walk over it.
     gc.collect()
     gc.freeze()
+    guidance.add_done_callback(lambda _: host.give_back_freed_memory())
     served = _served(model, settings, window, embeds=embedder is not None and embedder.model is model)
     native = NativeEngine(LlamaGrammars(model), compact=settings.json_compact)
     grammars = Grammars(guidance, model.piece, native, settings.grammar_engine, close_json=settings.json_close)
@@ -245,6 +246,8 @@ def _embedder(
         n_threads=threads,
         pooling=None if settings.embedding_pooling == "auto" else Pooling(settings.embedding_pooling),
         owns_model=own is not None,
+        # Most who chat embed nothing: its 36 to 110 MB wait for the first request, unless others could take them.
+        at_once=own is not None or chosen.on_gpu,
     )
 
 

@@ -18,7 +18,7 @@ import llama_cpp
 import numpy as np
 
 from llm_local.engine.types import Token
-from llm_local.errors import DecodeFailed, LLMLocalError
+from llm_local.errors import DecodeFailed, LLMLocalError, StartupError, Unavailable
 from llm_local.llama.backend import new_context
 from llm_local.llama.model import LlamaModel
 from llm_local.llama.native_batch import NativeBatch
@@ -88,6 +88,7 @@ class Embedder:
         n_threads: most CPU threads.
         pooling: None takes what the GGUF says, else the mean.
         owns_model: close the model at the end.
+        at_once: create the context now, not at the first request.
 
     Raises:
         StartupError: there is no memory for the context.
@@ -101,6 +102,7 @@ class Embedder:
         n_threads: int,
         pooling: Pooling | None = None,
         owns_model: bool = False,
+        at_once: bool = True,
     ) -> None:
         self.model = model
         self.window = window
@@ -109,9 +111,10 @@ class Embedder:
         self._chunked = model.is_causal
         self._budget = CHUNK_ROWS if self._chunked else ENCODER_ROWS if model.on_gpu else ENCODER_ROWS_ON_CPU
         self._n_rows = min(self._budget, window) if self._chunked else max(self._budget, window)
-        self._context = new_context(model, self._params(n_threads), "embedding")
-        self._threads = ContextThreads(self._context, n_threads)
-        self._memory = llama_cpp.llama_get_memory(self._context) if self._chunked else None
+        self._n_threads = n_threads
+        self._context: Any = None
+        if at_once:
+            self._open()
         self._batch = NativeBatch(self._n_rows)
         self._inbox: queue.SimpleQueue[_Input] = queue.SimpleQueue()
         self._waiting: deque[_Input] = deque()
@@ -136,6 +139,7 @@ class Embedder:
 
         Raises:
             DecodeFailed: llama.cpp could not compute a batch.
+            Unavailable: there is no memory for the context now.
             EngineDead, Draining: the engine has ended.
         """
         job = EmbeddingJob(inputs)
@@ -159,6 +163,8 @@ class Embedder:
         while not self._inbox.empty():
             self._waiting.append(self._inbox.get())
         self._drop_abandoned()
+        if self._context is None and not self._could_open():
+            return
         self._admit()
         parts = self._fill()
         if not parts:
@@ -166,7 +172,8 @@ class Embedder:
         self._threads.settle()
         code = llama_cpp.llama_decode(self._context, self._batch.native)
         if code != 0:
-            self._fail(parts, DecodeFailed(f"The model could not embed this batch (llama_decode returned {code})."))
+            error = DecodeFailed(f"The model could not embed this batch (llama_decode returned {code}).")
+            self._fail({part.input.job for part in parts}, error)
             return
         for part in parts:
             self._collect(part)
@@ -198,6 +205,22 @@ class Embedder:
         params.no_perf = True
         params.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_NONE if self._chunked else NATIVE_POOLING[self.pooling]
         return params
+
+    def _open(self) -> None:
+        self._context = new_context(self.model, self._params(self._n_threads), "embedding")
+        self._threads = ContextThreads(self._context, self._n_threads)
+        self._memory = llama_cpp.llama_get_memory(self._context) if self._chunked else None
+
+    def _could_open(self) -> bool:
+        """Create the context if somebody waits for it; fail those who wait where it cannot be."""
+        if not self._waiting:
+            return False
+        try:
+            self._open()
+        except StartupError as error:
+            self._fail({item.job for item in self._waiting}, Unavailable(f"There are no embeddings now: {error}"))
+            return False
+        return True
 
     def _drop_abandoned(self) -> None:
         for item in [item for item in self._active if item.job.abandoned]:
@@ -261,8 +284,7 @@ class Embedder:
         if job.n_open == 0:
             self._post(job, [item.vector for item in job.inputs])
 
-    def _fail(self, parts: list[_Part], error: DecodeFailed) -> None:
-        jobs = {part.input.job for part in parts}
+    def _fail(self, jobs: set[EmbeddingJob], error: LLMLocalError) -> None:
         for item in [item for item in self._active if item.job in jobs]:
             self._leave(item)
         self._waiting = deque(item for item in self._waiting if item.job not in jobs)

@@ -6,6 +6,7 @@ them are read, from the process' own path up to the mount; in a container the pa
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from collections.abc import Iterator
@@ -88,6 +89,13 @@ def locked_bytes(proc: Path = PROC) -> int | None:
     """Return how much of this process' memory cannot be swapped out; None where that is not known."""
     locked = _table(proc / "self/status").get("VmLck")
     return None if locked is None else locked * 1024
+
+
+def give_back_freed_memory() -> None:
+    """Give the system what the C library keeps of memory that was freed; nothing where it is not glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def _levels(controller: str, proc: Path, cgroup: Path) -> Iterator[Path]:

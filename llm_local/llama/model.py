@@ -61,7 +61,7 @@ class LlamaModel:
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self.vocab)
         self.n_embd: int = llama_cpp.llama_model_n_embd(self.model)
         self.n_ctx_train: int = llama_cpp.llama_model_n_ctx_train(self.model)
-        self._pieces: dict[int, bytes] = {}
+        self._pieces: list[bytes | None] = [None] * self.n_vocab
 
     @property
     def architecture(self) -> str:
@@ -196,7 +196,7 @@ class LlamaModel:
         """Return the bytes of a token; control tokens are empty unless `special`."""
         if special:
             return self._piece(token, special=True)
-        piece = self._pieces.get(token)
+        piece = self._pieces[token]
         if piece is None:
             piece = self._pieces[token] = self._piece(token, special=False)
         return piece

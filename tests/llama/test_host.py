@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 from pathlib import Path
 
 import pytest
@@ -126,3 +128,25 @@ def test_locked_memory_is_read(tmp_path: Path) -> None:
     proc, _ = tree(tmp_path, {"proc/self/status": "Name:\tx\nVmLck:\t    12 kB\n"})
     assert host.locked_bytes(proc) == 12 * KIB
     assert host.locked_bytes(tmp_path) is None
+
+
+def resident() -> int:
+    """Bytes of this process' own memory."""
+    return host._table(host.PROC / "self/status")["RssAnon"] * KIB
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no malloc_trim")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    before = resident()
+    taken = [b"x" * 4000 + b"%d" % n for n in range(20_000)]
+    kept = taken[::100]  # So that what is freed is not at the end of the heap, from where it goes back by itself.
+    del taken
+    assert resident() - before > 40 << 20
+    host.give_back_freed_memory()
+    assert resident() - before < 20 << 20
+    assert len(kept) == 200
+
+
+def test_without_glibc_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    host.give_back_freed_memory()

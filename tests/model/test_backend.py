@@ -22,7 +22,7 @@ from llm_local.engine.batch import Batch
 from llm_local.engine.engine import Engine
 from llm_local.engine.logprobs import log_sum_exp
 from llm_local.engine.types import GenerationRequest, SamplingParams
-from llm_local.errors import DecodeFailed, StartupError
+from llm_local.errors import DecodeFailed, StartupError, Unavailable
 from llm_local.llama.backend import ContextParams, LlamaBackend
 from llm_local.llama.candidates import Candidates, Chain, NarrowedSampling, Rule
 from llm_local.llama.embedder import Embedder
@@ -445,6 +445,43 @@ def test_pooling_in_chunks_is_the_mean_that_llama_cpp_takes(smol: LlamaModel) ->
     (alone,) = embed(embedder, [texts[20]])
     assert float(alone @ vectors[20]) > 0.999
     embedder.close(RuntimeError("end"))  # type: ignore[arg-type]
+
+
+def test_a_context_that_is_created_at_the_first_request(smol: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, later = Embedder(smol, window=256, n_threads=2), Embedder(smol, window=256, n_threads=2, at_once=False)
+    create, there_is_memory, created = llama_cpp.llama_init_from_model, [False], []
+
+    def note(*arguments: Any) -> Any:
+        created.append(there_is_memory[0])
+        return create(*arguments) if there_is_memory[0] else None
+
+    monkeypatch.setattr(llama_cpp, "llama_init_from_model", note)
+    later.step()
+    assert not created, "nobody waits"
+
+    async def two_at_once() -> list[Any]:
+        later.connect(lambda: None, lambda job, value: job.deliver(value))
+        inputs = [smol.tokenize(TEXT)] * 20
+        tasks = [asyncio.create_task(later.embed(inputs)) for _ in range(2)]
+        await asyncio.sleep(0)
+        while later.pending:
+            later.step()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    for n in (1, 2):
+        for error in asyncio.run(two_at_once()):
+            assert isinstance(error, Unavailable)
+            assert "cannot create the embedding context with 256 cells" in str(error)
+        assert created == [False] * n, "once for all who wait, and again for the next"
+        assert not later.pending
+    there_is_memory[0] = True
+    texts = [TEXT, LONG, "short"]
+    for mine, expected in zip(embed(later, texts), embed(at_once, texts), strict=True):
+        assert float(mine @ expected) > 0.9999
+    assert len(embed(later, [TEXT])) == 1
+    assert created == [False, False, True]
+    for embedder in (at_once, later, Embedder(smol, window=256, n_threads=2, at_once=False)):
+        embedder.close(RuntimeError("end"))  # type: ignore[arg-type]
 
 
 def test_poolings_differ(smol: LlamaModel) -> None:

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -188,6 +189,29 @@ def test_the_host_cache_of_a_server_is_for_its_cells(smol_path: Path, monkeypatc
     loaded.close()
 
 
+def test_memory_that_loading_freed_goes_back_once_all_is_built(
+    smol_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, order, gate = load.build_tokenizer, [], Event()
+
+    def build_slowly(model: LlamaModel) -> Any:
+        assert gate.wait(60)
+        order.append("built")
+        return build(model)
+
+    monkeypatch.setattr(load, "build_tokenizer", build_slowly)
+    monkeypatch.setattr(host, "give_back_freed_memory", lambda: order.append("given back"))
+    loaded = load.load_model(load.Weights(smol_path), Settings(ctx=256, embedding=False), lambda: None)
+    assert not order
+    gate.set()
+    end = time.monotonic() + 60
+    while len(order) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert order == ["built", "given back"]
+    loaded.engine._backend.close()  # type: ignore[attr-defined]
+    loaded.close()
+
+
 def test_draft_model_is_located_and_guesses(smol: LlamaModel) -> None:
     settings = Settings(draft_model="smollm2-135m", ctx=256)
     path = WeightFiles(settings).get().draft
@@ -210,6 +234,22 @@ def test_embedding_pooling_is_what_it_says(smol: LlamaModel) -> None:
         assert embedder is not None
         assert embedder.pooling.value == pooling
         embedder.close(RuntimeError("end"))  # type: ignore[arg-type]
+
+
+def test_only_a_context_that_other_programs_cannot_take_waits_for_its_first_request(
+    smol: LlamaModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(path: Path | None) -> bool:
+        embedder = load._embedder(smol, path, Settings(embedding_ctx=64), 1, 0)
+        assert embedder is not None
+        made = embedder._context is not None
+        embedder.close(RuntimeError("end"))  # type: ignore[arg-type]
+        return made
+
+    assert not made(None)
+    assert made(smol.path), "weights of its own"
+    monkeypatch.setattr(smol, "on_gpu", True)
+    assert made(None)
 
 
 def test_embedding_false_serves_none(smol: LlamaModel) -> None:
