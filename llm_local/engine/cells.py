@@ -14,6 +14,9 @@ import numpy.typing as npt
 from llm_local.engine.radix_tree import Tokens
 from llm_local.engine.slots import Slot
 
+SCATTERED = 512
+"""Cells by which more than twice those in use must have been in use for them to be moved together."""
+
 
 @dataclass(frozen=True, slots=True)
 class CellCount:
@@ -51,6 +54,11 @@ class Cells:
     def n_used(self) -> int:
         """Cells with an owner."""
         return self.total - self.n_free
+
+    @property
+    def are_scattered(self) -> bool:
+        """Whether some of those in use may lie far behind, because many more were in use before."""
+        return self.peak > 2 * self.n_used + SCATTERED
 
     def take(self, n: int) -> Tokens:
         """Return `n` free cells, which have one owner now."""

@@ -21,9 +21,6 @@ from llm_local.engine.pins import Pins
 from llm_local.engine.radix_tree import Tokens, common_prefix
 from llm_local.engine.slots import Memory, Slot, SlotIndex
 
-SCATTERED = 512
-"""Cells by which more than twice those in use must have been in use for them to be moved together."""
-
 LONG_PROMPT = 256
 """Tokens to be computed from which on what is idle makes way before: in the holes between its cells a prompt would lie
 scattered, and attention on a CPU, which skips what a whole group of cells has for others, would skip nothing."""
@@ -134,8 +131,7 @@ class PrefixCache:
         llama.cpp's attention on a CPU walks over every cell up to the last one in use. A prefix that many share stays
         where it was computed, perhaps behind a long prompt that is gone; it comes back by a copy, at the beginning.
         """
-        scattered = self.cells.peak > 2 * self.cells.n_used + SCATTERED
-        if self._park_after is None or not scattered or any(slot.busy for slot in self.slots):
+        if self._park_after is None or not self.cells.are_scattered or any(slot.busy for slot in self.slots):
             return
         # The longest first: what others share with them is not worth a copy before they are gone.
         for slot in sorted(self.slots, key=lambda slot: -slot.length):
@@ -167,14 +163,21 @@ class PrefixCache:
         return target, common
 
     def next_step(self) -> None:
-        """Count a step, and move one sequence out that has been idle for long."""
+        """Count a step, and move one sequence out that has been idle for long.
+
+        The few cells that one has beside what it shares are given up where they may lie far behind in the cells.
+        """
         self._step += 1
         if self._park_after is None or self._step % LOOK_EVERY:
             return
         for slot in self.slots:
-            if self._step - slot.idle_since >= self._park_after and self._is_parkable(slot):
+            if slot.busy or self._step - slot.idle_since < self._park_after:
+                continue
+            if self._is_parkable(slot):
                 self._move_out(slot)
                 return
+            if self.cells.are_scattered and not slot.is_pin and (own := self.cells.n_own(slot)) < WORTH_PARKING:
+                self.trim(slot, slot.length - own)
 
     def _is_parkable(self, slot: Slot) -> bool:
         return not slot.busy and slot.length > 0 and not slot.is_pin and self.parking.is_better_off(slot)

@@ -251,6 +251,32 @@ def test_a_pinned_prefix_that_the_host_tier_cannot_hold_is_not_gathered() -> Non
     assert run(backend, cache, array([*range(200), 7])) == 200
 
 
+@pytest.mark.parametrize("peak", [1000, 500])
+def test_a_few_cells_behind_a_long_prompt_that_is_gone_are_given_up_while_others_run(peak: int) -> None:
+    """llama.cpp's attention walks over all cells up to the last one in use."""
+    backend = FakeBackend(n_ctx=1000, n_slots=8)
+    cache = PrefixCache(backend, 8, 1000, 900, HostCache(10_000), park_after=8)
+    cache.pin(array(range(500, 505)))
+    run(backend, cache, array(range(500, 505)))
+    system = list(range(100))
+    busy, _ = cache.acquire(array([*system, 1]), 100, 200) or pytest.fail("there is room")
+    compute(backend, cache, busy, array([*system, 1]))
+    small = WORTH_PARKING - 1
+    assert run(backend, cache, array([*system, *range(200, 200 + small)])) == 100
+    (idle,) = (slot for slot in cache.slots if slot.length == 100 + small)
+    cache.cells.peak = peak
+    for _ in range(7):
+        cache.next_step()
+    assert idle.length == 100 + small
+    for _ in range(5):
+        cache.next_step()
+    kept = 0 if peak == 1000 else small
+    assert idle.length == 100 + kept, "what it shares costs nothing"
+    assert cache.cells.n_used == 101 + 5 + kept, "neither those of the busy one nor the pinned ones"
+    assert cache.parking.n_parked == 0
+    assert run(backend, cache, array([*system, *range(200, 200 + small), 7])) == 100 + kept
+
+
 def test_what_is_large_and_was_used_a_while_ago_may_go_and_not_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
     """Host of 400 tokens, cells enough: (large parked, small idle), (large parked, large idle)."""
     for length in (60, 200):
