@@ -178,6 +178,7 @@ class PrefixCache:
                 return
             if self.cells.are_scattered and not slot.is_pin and (own := self.cells.n_own(slot)) < WORTH_PARKING:
                 self.trim(slot, slot.length - own)
+                slot.pin = 0  # A pinned prefix that is left has a slot of its own.
 
     def _is_parkable(self, slot: Slot) -> bool:
         return not slot.busy and slot.length > 0 and not slot.is_pin and self.parking.is_better_off(slot)

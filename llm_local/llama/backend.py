@@ -87,8 +87,8 @@ FLASH_ATTENTION = {
 }
 
 
-def new_context(model: LlamaModel, params: Any, what: str) -> Any:
-    """Create a native context.
+def new_context(model: LlamaModel, params: Any, what: str, setting: str = "LLM_CTX") -> Any:
+    """Create a native context, whose cells `setting` says.
 
     Raises:
         StartupError: llama.cpp could not, mostly for want of memory.
@@ -98,7 +98,7 @@ def new_context(model: LlamaModel, params: Any, what: str) -> Any:
     if not context:
         raise StartupError(
             f"cannot create the {what} context with {params.n_ctx} cells: {native_log.why('out of memory?')}. "
-            f"Lower LLM_CTX{'' if params.type_k == llama_cpp.GGML_TYPE_F16 else ', or set LLM_KV_TYPE=f16'}."
+            f"Lower {setting}{'' if params.type_k == llama_cpp.GGML_TYPE_F16 else ', or set LLM_KV_TYPE=f16'}."
         )
     return context
 

@@ -7,6 +7,7 @@ that looks both ways (BERT, nomic) needs a whole input in one pass; there llama.
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 from collections import deque
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from llm_local.llama.native_batch import NativeBatch
 from llm_local.llama.pooling import NATIVE_POOLING, Pooling, Sum, Vector, gguf_pooling, normalized, pooled
 from llm_local.llama.threads import ContextThreads
 
+log = logging.getLogger("llm_local")
+
 CHUNK_ROWS = 64
 """Rows of a causal model per step. llama.cpp computes logits for each of them, too: 64 x 152k floats are 39 MB."""
 
@@ -36,6 +39,8 @@ ENCODER_ROWS_ON_CPU = 192
 
 N_SLOTS = 16
 """Inputs in one batch."""
+
+NO_MEMORY_RETRY_S = 30
 
 
 class EmbeddingJob:
@@ -207,7 +212,7 @@ class Embedder:
         return params
 
     def _open(self) -> None:
-        self._context = new_context(self.model, self._params(self._n_threads), "embedding")
+        self._context = new_context(self.model, self._params(self._n_threads), "embedding", "LLM_EMBEDDING_CTX")
         self._threads = ContextThreads(self._context, self._n_threads)
         self._memory = llama_cpp.llama_get_memory(self._context) if self._chunked else None
 
@@ -218,7 +223,9 @@ class Embedder:
         try:
             self._open()
         except StartupError as error:
-            self._fail({item.job for item in self._waiting}, Unavailable(f"There are no embeddings now: {error}"))
+            log.error("%s", error)
+            nothing = Unavailable("There is no memory for embeddings now.", retry_after_s=NO_MEMORY_RETRY_S)
+            self._fail({item.job for item in self._waiting}, nothing)
             return False
         return True
 

@@ -80,6 +80,8 @@ def test_a_match_is_what_a_comparison_with_every_slot_finds(seed: int) -> None:
             slot = cache.slots[choose.choice(list(busy))]
             cache.trim(slot, choose.randint(0, slot.length))
         elif act == "step":
+            if choose.random() < 0.3:
+                cache.cells.peak = 2000
             cache.next_step()
         wanted = array(some_tokens())
         slots, length = linear_match(cache, wanted)
@@ -259,6 +261,7 @@ def test_a_few_cells_behind_a_long_prompt_that_is_gone_are_given_up_while_others
     cache.pin(array(range(500, 505)))
     run(backend, cache, array(range(500, 505)))
     system = list(range(100))
+    cache.pin(array(system))
     busy, _ = cache.acquire(array([*system, 1]), 100, 200) or pytest.fail("there is room")
     compute(backend, cache, busy, array([*system, 1]))
     small = WORTH_PARKING - 1
@@ -274,6 +277,7 @@ def test_a_few_cells_behind_a_long_prompt_that_is_gone_are_given_up_while_others
     assert idle.length == 100 + kept, "what it shares costs nothing"
     assert cache.cells.n_used == 101 + 5 + kept, "neither those of the busy one nor the pinned ones"
     assert cache.parking.n_parked == 0
+    assert sum(slot.is_pin for slot in cache.slots) == 2, "it does not become a second one of its prefix"
     assert run(backend, cache, array([*system, *range(200, 200 + small), 7])) == 100 + kept
 
 

@@ -447,7 +447,9 @@ def test_pooling_in_chunks_is_the_mean_that_llama_cpp_takes(smol: LlamaModel) ->
     embedder.close(RuntimeError("end"))  # type: ignore[arg-type]
 
 
-def test_a_context_that_is_created_at_the_first_request(smol: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_context_that_is_created_at_the_first_request(
+    smol: LlamaModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     at_once, later = Embedder(smol, window=256, n_threads=2), Embedder(smol, window=256, n_threads=2, at_once=False)
     create, there_is_memory, created = llama_cpp.llama_init_from_model, [False], []
 
@@ -471,7 +473,11 @@ def test_a_context_that_is_created_at_the_first_request(smol: LlamaModel, monkey
     for n in (1, 2):
         for error in asyncio.run(two_at_once()):
             assert isinstance(error, Unavailable)
-            assert "cannot create the embedding context with 256 cells" in str(error)
+            assert str(error) == "There is no memory for embeddings now."
+            assert error.retry_after_s == 30
+        assert "cannot create the embedding context with 256 cells" in caplog.text, "what the operator has to know"
+        assert "Lower LLM_EMBEDDING_CTX." in caplog.text
+        caplog.clear()
         assert created == [False] * n, "once for all who wait, and again for the next"
         assert not later.pending
     there_is_memory[0] = True
